@@ -1,0 +1,482 @@
+"""The contract that every plug-in meets: words and shapes, no behaviour beyond identity.
+
+Torch and the standard library only, so that a plug-in file can import it at no cost. One import line serves a plug-in:
+``from suites.contracts import Attack, Defense, Guess``.
+
+Units. Every record tensor that an attack sees or guesses is in *public units*: standardised per feature with the mean and
+scale of the public auxiliary records (see ``suites.preprocess``). An update is ``parameters after - parameters broadcast``; a
+gradient is the derivative of the *mean* loss over the batch. ``F`` counts features, ``K`` classes, ``B`` records in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]  # named tensors, as on the wire (a state_dict without secrets)
+
+Goal = Literal["reconstruction", "membership", "key", "property", "audit"]
+View = Literal["server", "site", "outsider"]
+KeyHeld = Literal["none", "wrong", "partial", "right", "leaked"]
+Unit = Literal["record", "person", "site", "condition"]
+Topology = Literal["federated", "centralized", "local_only"]
+
+Sees = Literal[
+    "released",  # the final model's parameters
+    "broadcasts",  # the parameters sent out each kept round
+    "updates",  # each site's own update in the clear, each kept round
+    "sums",  # what the server combined, each kept round
+    "probes",  # single sites' probe messages in the clear (batch gradients, steps, epochs)
+    "probe_sums",  # only the combination of the sites' probe messages
+    "candidates",  # records whose membership is asked
+    "auxiliary",  # the adversary's own public records
+    "simulate",  # the public client algorithm
+    "predict",  # the public model function
+    "references",  # models trained by the referee under the same defense
+    "key",  # a key to use: the held one, or one of the adversary's own drawing
+    "own_records",  # view "site": the colluding site's own training records
+    "oracle",  # the truth itself: controls only; the row becomes an upper bound
+]
+
+
+class RequestError(ValueError):
+    """The request was wrong: one clear sentence (what, why, how to mend); the CLI prints it and exits with code 2."""
+
+
+class Skip(Exception):
+    """Raised by an attack or a task that cannot apply here; the row is ``skipped`` with this reason."""
+
+
+# --------------------------------------------------------------------------------------------------- randomness and secrets
+
+
+@runtime_checkable
+class KeySource(Protocol):
+    """A cryptographic stream (HKDF then AES-CTR in a benchmark, the operating system in a deployment)."""
+
+    def bytes(self, count: int) -> bytes: ...
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor: ...  # float64
+    def normal(self, *shape: int) -> Tensor: ...  # float64
+    def signs(self, count: int) -> Tensor: ...  # float64, each -1 or 1
+    def permutation(self, count: int) -> Tensor: ...  # int64
+    def child(self, *coordinates: object) -> KeySource: ...
+
+
+class Secret:
+    """Named tensors that only sites hold; it prints nothing, cannot be pickled, copied to JSON or compared by value.
+
+    ``secret["coordinates"]`` reads a tensor; ``names`` lists them.
+    """
+
+    __slots__ = ("_tensors",)
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"Secret(<{len(self._tensors)} tensors withheld>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is never pickled: derive it again where it is needed")
+
+
+# --------------------------------------------------------------------------------------------------- the protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """What a site does between a broadcast and its message. The optimiser's state is fresh each round."""
+
+    epochs: int = 1
+    batch: int = 100  # a site with fewer records uses what it has
+    optimiser: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Federation:
+    """The protocol; ``flaws`` names each deliberate fault (pooled_client, test_set_choice, key_in_state, integer_seed)."""
+
+    topology: Topology = "federated"
+    sites: int = 5
+    rounds: int = 10
+    local: Local = field(default_factory=Local)
+    participation: float = 1.0
+    selection: Literal["last", "validation"] = "last"
+    flaws: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Public sizes of one federation, known before training."""
+
+    site_sizes: tuple[int, ...]
+    features: int
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One extra update of chosen records at a chosen checkpoint, made *through the whole defense stack*.
+
+    ``records[s]`` are the pool indices that site ``s`` uses. ``optimiser="gradient"`` sends the gradient of the mean loss;
+    ``"sgd"`` and ``"adam"`` send the update after ``steps`` full-batch steps of rate ``lr``. The federation itself is not moved.
+    """
+
+    name: str
+    round: int
+    records: tuple[tuple[int, ...], ...]
+    optimiser: Literal["gradient", "sgd", "adam"] = "gradient"
+    steps: int = 1
+    lr: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Exactly what one site put on the wire. ``kind`` says whether anybody but the channel can read it."""
+
+    site: int
+    kind: Literal["update", "gradient", "masked", "ciphertext", "count", "statistic"]
+    payload: Params
+    records: int | None = None  # n_k, where the protocol sends it in the clear
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRecord:
+    probe: Probe
+    messages: tuple[Message, ...]
+    combined: Params  # equal-weight mean over the sites
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round as it crossed the wire; kept or dropped whole by the engine's keep policy."""
+
+    index: int
+    broadcast: Params
+    messages: tuple[Message, ...]
+    combined: Params  # the (weighted) mean update that the server could read
+    probes: tuple[ProbeRecord, ...] = ()
+
+
+# --------------------------------------------------------------------------------------------------- who looks, and what they see
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """Who looks (``view``), what key they hold, and what the unit of privacy is."""
+
+    view: View = "server"
+    key: KeyHeld = "none"
+    key_fraction: float = 1.0
+    active: bool = False
+    colluders: int = 0
+    auxiliary: int = 0  # 0: all auxiliary records
+    unit: Unit = "record"
+
+    @property
+    def key_label(self) -> str:
+        return f"partial:{self.key_fraction:g}" if self.key == "partial" else self.key
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something the adversary knows, with its source; a row that read an ORACLE fact is an upper bound, never a headline."""
+
+    value: Any
+    source: Literal["protocol", "public", "inferred", "ORACLE"]
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records in public units: ``x`` [n, F] float32, ``y`` [n] labels; ``site``/``person`` [n] where the threat knows them."""
+
+    x: Tensor
+    y: Tensor
+    site: Tensor | None = None
+    person: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """One round as a threat sees it; what it does not see is empty or None."""
+
+    index: int
+    broadcast: Params | None
+    updates: Mapping[int, Params]  # site -> update in the clear
+    combined: Params | None
+    weights: Mapping[int, int]  # site -> n_k where the protocol sends it
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One visible probe message to be inverted: ``batch`` records stand behind it.
+
+    ``params`` is the checkpoint, ``update`` the message (a gradient when ``optimiser == "gradient"``). ``site`` is None for a
+    combination over ``contributors`` sites; ``update`` is then their mean and ``batch`` counts the records of all of them.
+    """
+
+    params: Params
+    update: Params
+    batch: int
+    optimiser: Literal["gradient", "sgd", "adam"]
+    steps: int
+    lr: float
+    site: int | None
+    contributors: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A model that the referee trained under the same defense with the adversary's own key.
+
+    ``included`` [n_candidates + n_auxiliary] says which candidate and auxiliary records it was trained on; ``predict`` maps
+    records [n, F] to outputs [n, K].
+    """
+
+    index: int
+    included: Tensor
+    params: Params
+    predict: Callable[[Tensor], Tensor]
+
+
+class Observation(Protocol):
+    """All that an attack ever gets. Reading what the attack did not declare in ``needs`` raises."""
+
+    @property
+    def threat(self) -> Threat: ...
+    @property
+    def known(self) -> Mapping[str, Fact]: ...  # protocol (Federation), classes, features, n_candidates, n_members, module …
+    @property
+    def rounds(self) -> Sequence[RoundView]: ...  # needs broadcasts, updates or sums
+    @property
+    def targets(self) -> Sequence[Target]: ...  # needs probes or probe_sums
+    @property
+    def released(self) -> Params: ...
+    @property
+    def candidates(self) -> Records: ...
+    @property
+    def auxiliary(self) -> Records: ...
+    @property
+    def own_records(self) -> Records: ...
+    @property
+    def key(self) -> Secret | None: ...  # the held key, else one the adversary drew; None where the defense has none
+
+    def draw_key(self, index: int) -> Secret | None:
+        """A key of the adversary's own, from the public distribution (never the federation's)."""
+        ...
+
+    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:
+        """The message that records ``x`` [B, F] with labels ``y`` ([B] or probabilities [B, K]) would give at ``target``; differentiable in both and in the key."""
+        ...
+
+    def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
+        """Outputs [n, K] of the public model; ``key=None`` takes the path without a key."""
+        ...
+
+    def signal(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Per-record membership signal [n], higher for better fitted records (for classes: the logit of the true class's probability)."""
+        ...
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Per-record loss [n]."""
+        ...
+
+    def restore(self, x: Tensor, key: Secret | None = None) -> Tensor:
+        """Model-input units back to public units with a key; without one, cut or padded to F."""
+        ...
+
+    def references(self, count: int) -> Sequence[Reference]: ...
+
+    def oracle(self) -> Any:
+        """The truth in the form of ``Guess.value``; reading it makes the row an upper bound that enters no headline."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What an attack says.
+
+    ``value`` by goal. reconstruction: a list with one [batch, F] tensor a target, in the order of ``seen.targets``. membership: [n_candidates]
+    scores, higher for members. key: a list of ``Secret | None`` (each is opened by the scorer on test records), or a dict of
+    secret-derived tensors (compared with ``Defense.derived``). ``certified`` marks what the attack could verify without the truth.
+    """
+
+    value: Any
+    confidence: Tensor | None = None
+    certified: Tensor | None = None
+    notes: Mapping[str, float | str] = field(default_factory=dict)
+
+
+class Attack(Protocol):
+    """A plug-in attack: one class, one idea. ``needs`` lists all it reads; lacking one makes its row ``skipped``."""
+
+    goal: ClassVar[Goal]
+    needs: ClassVar[frozenset[Sees]]
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess: ...
+
+
+# --------------------------------------------------------------------------------------------------- defenses
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Per-record (or per-person) clipping to L2 norm ``norm``; ``sampling`` is what the engine really executes."""
+
+    norm: float
+    unit: Literal["record", "person"] = "record"
+    sampling: Literal["poisson", "shuffle"] = "poisson"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a defense promises, never used as a score. ``epsilon`` is the maximum over sites, ``per_site`` has each."""
+
+    kind: Literal["dp", "keyed", "none"]
+    epsilon: float | None = None
+    delta: float | None = None
+    unit: Unit = "record"
+    relation: Literal["add_remove", "replace_one", ""] = ""
+    sampler: str = ""
+    sampling_rate: float | None = None
+    noise_multiplier: float | None = None
+    steps: int | None = None
+    per_site: tuple[float, ...] = ()
+    server_sees: str = ""
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """In plain words: what each party sees under a defense and what it does not protect against."""
+
+    server: str
+    site: str
+    outsider: str
+    does_not_protect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a channel is given for one round: public context and one private stream a site."""
+
+    round: int
+    context: bytes  # binds masks to federation, round kind and probe name
+    broadcast: Params
+    keys: tuple[KeySource, ...]  # one a site, never shared
+    dropouts: Mapping[int, str] = field(default_factory=dict)  # site -> stage at which it vanishes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    messages: tuple[Message, ...]
+    combined: Params  # weighted mean update over the survivors
+    survivors: tuple[int, ...]
+
+
+class Channel(Protocol):
+    """A staged protocol between the sites and the server (secure aggregation, homomorphic encryption)."""
+
+    def run(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> Delivery:
+        """Carry the sites' updates; the server reads only ``messages`` and ``combined`` = sum(w u) / sum(w)."""
+        ...
+
+
+class Defense:
+    """A layer whose every hook is the identity; layers stack with ``+``. FedAvg is the empty list of layers.
+
+    Constructor arguments are the defense's parameters; the registry fills them from ``name:key=value``.
+    """
+
+    topology: Topology = "federated"
+    clip: Clip | None = None
+    channel: Channel | None = None
+    card: ClassVar[Card | None] = None
+
+    def plan(self, federation: Federation, shape: Shape) -> Defense:
+        """The same defense fitted to public sizes (noise for a target ε, say); deterministic, no data."""
+        return self
+
+    def secret(self, rng: KeySource) -> Secret | None:
+        """Once a federation; given to sites, never to the server."""
+        return None
+
+    def weaken(self, secret: Secret, fraction: float, rng: KeySource) -> Secret:
+        """What an adversary holds who has ``fraction`` of the key; the rest is drawn anew."""
+        raise Skip(f"{type(self).__name__} does not say what a partial key is")
+
+    def prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
+        """What a site feeds its model, [n, F] -> [n, F']; done once, before the net is built."""
+        return x
+
+    def restore(self, x: Tensor, secret: Secret | None) -> Tensor:
+        """The inverse of ``prepare`` for a holder of the secret, [n, F'] -> [n, F]."""
+        return x
+
+    def model(self, net: nn.Module, secret: Secret | None) -> nn.Module:
+        """The net a site trains. A secret enters as non-persistent buffers only, so that no state_dict holds it."""
+        return net
+
+    def without_key(self, module: nn.Module) -> nn.Module:
+        """The same module on its path without a key (for keyed layers: base weights only)."""
+        return module
+
+    def derived(self, module: nn.Module) -> Params:
+        """Secret-derived tensors that key attacks aim for, by name; read by the scorer in memory, never stored."""
+        return {}
+
+    def noise(self, clipped_sum: Params, rng: torch.Generator) -> Params:
+        """Added to the sum of clipped gradients of one step."""
+        return clipped_sum
+
+    def encode(self, update: Params, rng: torch.Generator) -> Params:
+        """A site's update on its way out (compression, noise, quantising); any number compose."""
+        return update
+
+    def claim(self, federation: Federation, shape: Shape) -> Claim | None:
+        return None
+
+
+# --------------------------------------------------------------------------------------------------- tasks
+
+
+class Task(Protocol):
+    """What is learnt, and how its usefulness is measured. One file a task."""
+
+    name: ClassVar[str]
+
+    def net(self, features: int, outputs: int) -> nn.Module:
+        """The uninitialised network for [B, features] -> [B, outputs]; the engine initialises it from a stream."""
+        ...
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Per-record loss [B]; ``y`` may be probabilities [B, K], since inversion attacks relax labels."""
+        ...
+
+    def signal(self, outputs: Tensor, y: Tensor) -> Tensor: ...
+
+    def utility(self, outputs: Tensor, y: Tensor, classes: int) -> dict[str, float]:
+        """Named metrics on test records; the first is the headline."""
+        ...
+
+    def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
+        """The same metrics for the best guess without features (majority class)."""
+        ...
