@@ -17,6 +17,9 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from suites.errors import RequestError as RequestError  # noqa: PLC0414 (a re-export that type checkers accept)
+from suites.errors import Skip as Skip  # noqa: PLC0414
+
 Params = dict[str, Tensor]  # named tensors, as on the wire (a state_dict without secrets)
 
 Goal = Literal["reconstruction", "membership", "key", "property", "audit"]
@@ -41,14 +44,6 @@ Sees = Literal[
     "own_records",  # view "site": the colluding site's own training records
     "oracle",  # the truth itself: controls only; the row becomes an upper bound
 ]
-
-
-class RequestError(ValueError):
-    """The request was wrong: one clear sentence (what, why, how to mend); the CLI prints it and exits with code 2."""
-
-
-class Skip(Exception):
-    """Raised by an attack or a task that cannot apply here; the row is ``skipped`` with this reason."""
 
 
 # --------------------------------------------------------------------------------------------------- randomness and secrets
