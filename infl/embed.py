@@ -1,0 +1,128 @@
+"""Put keyed layers into any torch model in one call, and take them out again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from infl.encoder import Encoder
+from infl.layers import KeyedLinear
+from suites.contracts import RequestError
+
+
+def embed(
+    model: nn.Module,
+    coordinates: Tensor,
+    *,
+    strength: float = 20.0,
+    per_layer: bool = False,
+    persistent: bool = False,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """A copy of ``model`` in which every ``nn.Linear`` is keyed and every one except the last defined is followed by FiLM.
+
+    Base weights are kept (also where two layers share them), and the parameters' names stay what they were; new ones are
+    ``<layer>.key_to_mod``, ``<layer>.film`` and ``key_encoder``.
+
+    Parameters
+    ----------
+    coordinates : Tensor
+        The key, [M, 2]; it becomes a non-persistent buffer, which may carry a gradient.
+    strength : float
+        S; at 0 the key does nothing.
+    per_layer : bool
+        One encoder for each layer (the multi-omics code) instead of one for the model.
+    persistent : bool
+        The reference's fault: the key enters ``state_dict`` and with it every message.
+    generator : torch.Generator, optional
+        Draws the start of the added parts; without it torch's global generator does.
+
+    Raises
+    ------
+    RequestError
+        If there is no ``nn.Linear`` to key, or the model is keyed already.
+    """
+    if any(isinstance(layer, KeyedLinear) for layer in model.modules()):
+        raise RequestError("this model already has keyed layers, and a second key on top would hide the first: strip() it before embed()")
+    if isinstance(model, nn.Linear):
+        model = nn.Sequential(model)
+    model = copy.deepcopy(model)
+    # Exactly nn.Linear: torch's attention reads its own subclass's weight without calling it, and would pass the key by.
+    found = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    if not found:
+        raise RequestError("INFL keys nn.Linear layers and this model has none: add a linear layer, or use another defense")
+    example = found[0].weight
+    coordinates = coordinates.to(example)
+
+    def encoder() -> Encoder:
+        return Encoder(coordinates, persistent=persistent).to(example)
+
+    shared = encoder()
+    keyed = {
+        id(base): KeyedLinear(base, encoder() if per_layer else shared, strength, film=base is not found[-1], own_encoder=per_layer).to(
+            example
+        )
+        for base in found
+    }
+    for parent, name, child in [*_children(model)]:
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # torch's fused path would read the weights and pass the key by
+        if id(child) in keyed:
+            setattr(parent, name, keyed[id(child)])
+    if not per_layer:
+        model.key_encoder = shared
+        model.register_forward_pre_hook(_remember)
+        model.register_forward_hook(_forget, always_call=True)
+    for part in model.modules():
+        if isinstance(part, Encoder):
+            part.initialise(generator)
+        elif isinstance(part, KeyedLinear):
+            part.initialise_key_parts(generator)
+    return model
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with its keyed layers turned back into ``nn.Linear`` with the base weights; key and modulators are gone."""
+    model = copy.deepcopy(model)
+    plain: dict[int, nn.Linear] = {}
+    for parent, name, child in [*_children(model)]:
+        if isinstance(child, KeyedLinear):
+            if id(child) not in plain:
+                linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+                linear.weight = child.weight
+                linear.register_parameter("bias", child.bias)
+                plain[id(child)] = linear.train(child.training)
+            setattr(parent, name, plain[id(child)])
+    if hasattr(model, "key_encoder"):
+        del model.key_encoder
+    for hooks in (model._forward_pre_hooks, model._forward_hooks):
+        for handle in [handle for handle, hook in hooks.items() if hook in (_remember, _forget)]:
+            del hooks[handle]
+            model._forward_hooks_always_called.pop(handle, None)
+    return model
+
+
+def encoders(model: nn.Module) -> list[Encoder]:
+    return [part for part in model.modules() if isinstance(part, Encoder)]
+
+
+def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    for parent in model.modules():
+        for name, child in parent._modules.items():  # not named_children(), which leaves out a layer used twice
+            if child is not None:
+                yield parent, name, child
+
+
+def _remember(model: nn.Module, _args: object) -> None:
+    encoder = model.key_encoder
+    assert isinstance(encoder, Encoder)
+    encoder.remember()
+
+
+def _forget(model: nn.Module, _args: object, _output: object) -> None:
+    encoder = model.key_encoder
+    assert isinstance(encoder, Encoder)
+    encoder.forget()
