@@ -48,7 +48,7 @@ class Classification:
     def net(self, features: int, outputs: int) -> nn.Module:
         if self.network == "mlp":
             return MLP(features, outputs, (self.hidden,) * self.blocks, self.dropout)
-        return ResidualMLP(features, outputs, self.hidden, self.blocks, self.head, self.dropout, self.norm)
+        return ResidualMLP(features, outputs, hidden=self.hidden, blocks=self.blocks, head=self.head, dropout=self.dropout, norm=self.norm)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy per record: outputs [..., B, K], ``y`` labels [..., B] or probabilities [..., B, K] -> [..., B]."""
