@@ -1,0 +1,143 @@
+"""Secure aggregation as a defense: the server reads the sum of the sites' weighted updates, never one of them.
+
+Threat: a server that reads, and lies about who vanished or what it broadcast, with up to ``colluders`` sites on its side. It is not
+differential privacy: the exact sum is given. Bonawitz et al. 2017 (masks, dropouts, consistency), Bell et al. 2020 (sparse graph).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from baselines.bonawitz import Aborted, Site, terms
+from baselines.cohort_graph import Rules, rules
+from baselines.fixed_point import FixedPoint, Layout, Words
+from baselines.masking import fingerprint
+from baselines.transcript import Transcript, total
+from suites.contracts import Card, Claim, Defense, Delivery, Exchange, Federation, Message, Params, RequestError, Shape
+
+STAGES = ("advertise", "share", "mask", "vote", "unmask")  # a dropout names the stage at which the site vanishes
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedSum:
+    """The channel. Arguments as for ``SecureAggregation``."""
+
+    bound: float
+    colluders: int | None = None
+    dropouts: int | None = None
+    threshold: int | None = None
+    site: ClassVar[type[Site]] = Site
+
+    def rules(self, sites: int) -> Rules:
+        return rules(sites, colluders=self.colluders, dropouts=self.dropouts, threshold=self.threshold)
+
+    def run(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> Delivery:
+        """One round; raises Aborted where fewer sites survive than the threshold needs."""
+        return self.session(updates, weights, exchange)[0]
+
+    def session(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> tuple[Delivery, Transcript]:
+        """The same, with all that the server saw."""
+        if not len(updates) == len(weights) == len(exchange.keys):
+            raise RequestError(
+                f"secure aggregation got {len(updates)} updates, {len(weights)} weights and {len(exchange.keys)} key streams; "
+                "each site needs one of each"
+            )
+        public = self.rules(len(updates))
+        device = next(iter(updates[0].values())).device
+        fixed, layout = FixedPoint.agreed(weights, self.bound), Layout.of(updates[0])
+        agreed = terms(exchange.round, exchange.context, fingerprint(exchange.broadcast), public, layout.length)
+        sites = [self.site(index, public, agreed, layout.length, source) for index, source in enumerate(exchange.keys)]
+        transcript = converse(sites, lambda index: fixed.encode(updates[index], weights[index], layout, index), exchange.dropouts)
+        messages = tuple(self.message(m.site, m.words, weights[m.site]) for m in transcript.masked)
+        return Delivery(messages, fixed.mean(total(transcript, self.site.generator), layout, device), transcript.survivors), transcript
+
+    def message(self, site: int, words: Words, weight: float) -> Message:
+        """What the transcript of the federation keeps: masked words and no count (the weight is masked with them)."""
+        return Message(site, "masked", {"masked": torch.from_numpy(words.view(np.int32))})
+
+
+def converse(sites: Sequence[Site], words: Callable[[int], Words], dropouts: Mapping[int, str]) -> Transcript:
+    """Carry one session between honest sites through a server that relays; ``words(i)`` encodes site i's update when it is needed."""
+    for who, stage in dropouts.items():
+        if stage not in STAGES or not 0 <= who < len(sites):
+            raise RequestError(
+                f"a dropout at site {who}, stage {stage!r} is unknown; sites are 0 to {len(sites) - 1} and stages {', '.join(STAGES)}"
+            )
+    last = {site.index: STAGES.index(dropouts[site.index]) if site.index in dropouts else len(STAGES) for site in sites}
+
+    def present(stage: str, among: Sequence[Site]) -> list[Site]:
+        here = [site for site in among if last[site.index] > STAGES.index(stage)]
+        if len(here) < public.least:
+            raise Aborted(
+                f"the round is void: {len(here)} of {public.sites} sites reached stage {stage!r} and {public.least} are needed; "
+                "allow more dropouts (a lower threshold) or wait for the sites"
+            )
+        return here
+
+    public = sites[0].rules
+    directory = {site.index: site.identity for site in sites}
+    for site in sites:
+        site.directory = directory
+    here = present("advertise", sites)
+    adverts = tuple(site.advertise() for site in here)
+    here = present("share", here)
+    sealed = tuple(box for site in here for box in site.share(adverts))
+    here = present("mask", here)
+    masked = tuple(site.mask(words(site.index), [box for box in sealed if box.recipient == site.index]) for site in here)
+    survivors = [site.index for site in here]
+    here = present("vote", here)
+    votes = tuple(site.vote(survivors) for site in here)
+    here = present("unmask", here)
+    vanished = sorted({box.sender for box in sealed} - set(survivors))
+    reveals = tuple(site.unmask(survivors, vanished, votes) for site in here)
+    return Transcript(public, sites[0].agreed, adverts, sealed, masked, votes, reveals)
+
+
+class SecureAggregation(Defense):
+    """Pairwise-masked sums (X25519, HKDF, AES-256-CTR, fixed point modulo 2^32) that survive dropouts.
+
+    Parameters
+    ----------
+    bound : float
+        The largest coordinate an update may have; a smaller bound rounds finer.
+    colluders, dropouts, threshold : int, optional
+        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that holds against a lying server.
+    """
+
+    card = Card(
+        server="The sum of the surviving sites' weighted updates and of their weights, who took part and who vanished, and the power of two "
+        "above the largest weight. No single update and no record count, while no more sites than the stated colluders side with it.",
+        site="Each broadcast model, its own data, and so the others' sum (the step of the model minus its own part); "
+        "with two sites that is the other's update.",
+        outsider="The released model, trained exactly as without the defense up to rounding.",
+        does_not_protect="Whatever can be read from the sum or the model: membership, reconstruction from a sum of few sites, differences "
+        "between rounds with different cohorts. It is not differential privacy, it does not stop a site from sending a false update, "
+        "and a server that also hands out the sites' identities can play all the other sites itself.",
+    )
+
+    def __init__(
+        self, bound: float = 64.0, colluders: int | None = None, dropouts: int | None = None, threshold: int | None = None
+    ) -> None:
+        if not 0 < bound < 2**20:
+            raise RequestError(
+                f"secure_aggregation:bound={bound:g} cannot serve: it is the largest coordinate of an update, above 0 and below 2^20"
+            )
+        self.sum = MaskedSum(bound, colluders, dropouts, threshold)
+        self.channel = self.sum
+
+    def claim(self, federation: Federation, shape: Shape) -> Claim:
+        """No formal privacy of records is promised; the sentence says what is hidden."""
+        public = self.sum.rules(len(shape.site_sizes))
+        lying = "also if it lies" if public.active else "if it does not lie"
+        return Claim(
+            kind="none",
+            unit="site",
+            server_sees="the exact sum over the surviving sites",
+            sentence=f"The server learns the weighted sum of at least {public.least} of {public.sites} sites and no single site's update "
+            f"or record count, {lying}, with up to {public.colluders} colluding sites; what the sum itself tells is not hidden.",
+        )
