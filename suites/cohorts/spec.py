@@ -48,10 +48,10 @@ class SplitSpec(_Frozen):
     """Shares of the four disjoint parts, which sum to one; ``unit="person"`` keeps all records of a person in one part."""
 
     unit: Literal["record", "person"] = "record"
-    train: float = Field(0.5, gt=0, lt=1)
-    validation: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.2, gt=0, lt=1)
-    auxiliary: float = Field(0.2, gt=0, lt=1)
+    train: float = Field(default=0.5, gt=0, lt=1)
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    auxiliary: float = Field(default=0.2, gt=0, lt=1)
 
     @property
     def shares(self) -> tuple[float, float, float, float]:
@@ -68,5 +68,5 @@ class PartitionSpec(_Frozen):
     """How training records are spread over sites: "iid", by the site "column", or label skew from a "dirichlet" of ``alpha``."""
 
     kind: Literal["iid", "column", "dirichlet"] = "iid"
-    sites: int = Field(5, ge=1)  # not read for "column": every value of the column is a site
-    alpha: float = Field(0.5, ge=0.01)  # dirichlet only: small is skewed, large is IID
+    sites: int = Field(default=5, ge=1)  # not read for "column": every value of the column is a site
+    alpha: float = Field(default=0.5, ge=0.01)  # dirichlet only: small is skewed, large is IID

@@ -1,0 +1,284 @@
+"""The suite file: one YAML, checked to the last key, in words that a typo cannot slip through.
+
+``load("quickstart")`` reads from the catalogue, ``load("mine.yaml")`` from a file. Whatever is wrong raises ``RequestError`` with one
+sentence that names file, line and key. Torch-free: the command line reads suites before it knows whether anything will run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from suites.cohorts.spec import DataSpec, PartitionSpec, SplitSpec
+from suites.errors import RequestError, did_you_mean
+
+CATALOG = Path(__file__).parent / "catalog"
+FILE_SUFFIXES = (".yaml", ".yml")
+
+
+class Strict(BaseModel):
+    """An unknown key is an error, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocalSpec(Strict):
+    """What a site does between a broadcast and its message."""
+
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=100, ge=1)
+    optimiser: Literal["adam", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+
+class FederationSpec(Strict):
+    """The protocol; the number of sites is the partition's, the topology is the defense's."""
+
+    rounds: int = Field(default=10, ge=1)
+    participation: float = Field(default=1.0, gt=0, le=1)
+    selection: Literal["last", "validation"] = "last"
+    local: LocalSpec = LocalSpec()
+    flaws: tuple[str, ...] = ()
+
+
+class ProbeSpec(Strict):
+    """``gradients`` extra updates of ``batch`` records at each site, made at round ``round``'s checkpoint."""
+
+    gradients: int = Field(default=4, ge=1)
+    batch: int = Field(default=1, ge=1)
+    round: int = Field(default=0, ge=0)
+    optimiser: Literal["gradient", "sgd", "adam"] = "gradient"
+    steps: int = Field(default=1, ge=1)
+    lr: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _stepping(self) -> ProbeSpec:
+        if self.optimiser != "gradient" and self.lr == 0:
+            raise ValueError(f"a probe with optimiser {self.optimiser} needs a positive lr, since a step of length 0 shows nothing")
+        return self
+
+
+class ThreatSpec(Strict):
+    """Who looks and what key they hold; ``key: partial:0.5`` is half a key."""
+
+    view: Literal["server", "site", "outsider"] = "server"
+    key: Literal["none", "wrong", "partial", "right", "leaked"] = "none"
+    key_fraction: float = Field(default=1.0, gt=0, le=1)
+    active: bool = False
+    colluders: int = Field(default=0, ge=0)
+    auxiliary: int = Field(default=0, ge=0)
+    unit: Literal["record", "person", "site", "condition"] = "record"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _partial(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and str(given.get("key", "")).startswith("partial:"):
+            return {**given, "key": "partial", "key_fraction": str(given["key"]).removeprefix("partial:")}
+        return given
+
+    @property
+    def key_label(self) -> str:
+        return f"partial:{self.key_fraction:g}" if self.key == "partial" else self.key
+
+
+class EngineSpec(Strict):
+    """What decides the bytes but not the meaning: lanes trained together, rounds kept, references in one cell."""
+
+    chunk: int = Field(default=1, ge=1)
+    keep_every: int = Field(default=1, ge=1)
+    reference_chunk: int = Field(default=8, ge=1)
+
+
+class SuiteSpec(Strict):
+    """One suite: a grid of defenses × attacks × threats × seeds on one task and cohort."""
+
+    suite: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    title: str = ""
+    task: str = "classification"
+    data: DataSpec
+    split: SplitSpec = SplitSpec()
+    partition: PartitionSpec = PartitionSpec()
+    federation: FederationSpec = FederationSpec()
+    seeds: int = Field(default=3, ge=1)
+    references: int = Field(default=0, ge=0)
+    budget: float = Field(default=1.0, gt=0)
+    probes: tuple[ProbeSpec, ...] = ()
+    defenses: tuple[str, ...] = Field(min_length=1)
+    attacks: tuple[str, ...] = ()
+    threats: tuple[ThreatSpec, ...] = (ThreatSpec(),)
+    engine: EngineSpec = EngineSpec()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _one_or_many(cls, given: Any) -> Any:
+        return [given] if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _probes_lie_in_training(self) -> SuiteSpec:
+        late = [probe.round for probe in self.probes if probe.round >= self.federation.rounds]
+        if late:
+            raise ValueError(f"a probe asks for round {late[0]}, but rounds count from 0 to {self.federation.rounds - 1}")
+        return self
+
+
+def catalog() -> dict[str, Path]:
+    """The suites that ship with the package, by name."""
+    return {path.stem: path for path in sorted(CATALOG.glob("*.yaml"))}
+
+
+def load(source: str | Path) -> tuple[SuiteSpec, str]:
+    """The suite behind a catalogue name or a YAML file, and its text; relative paths inside are taken from the file's folder."""
+    path = Path(source)
+    if path.suffix not in FILE_SUFFIXES:
+        known = catalog()
+        if str(source) not in known:
+            raise RequestError(f"there is no suite '{source}'{did_you_mean(str(source), known)} (a file's name must end in .yaml)")
+        path = known[str(source)]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RequestError(f"there is no suite file {path}; check the path or see `infl-bench list suites`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"the suite file {path} cannot be read ({error}); give a readable UTF-8 YAML file") from None
+    return parse(text, path), text
+
+
+def parse(text: str, path: Path) -> SuiteSpec:
+    """Check the text of a suite file; ``path`` is named in errors and anchors relative paths."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(root, path)
+        given = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RequestError(
+            f"{path}, line {line}: not YAML ({error.problem or error.context}); check indentation, colons and quotes"
+        ) from None
+    except yaml.YAMLError as error:
+        raise RequestError(f"{path}: not YAML ({' '.join(str(error).split())}); save it as plain UTF-8 text") from None
+    if not isinstance(given, Mapping):
+        raise RequestError(f"{path}: a suite is a mapping of keys such as suite, data and defenses; see `infl-bench list suites`")
+    try:
+        spec = SuiteSpec.model_validate(given)
+    except ValidationError as error:
+        raise RequestError(_sentence(error, root, path)) from None
+    return _anchor(spec, path.parent)
+
+
+def override(spec: SuiteSpec, **changes: Any) -> SuiteSpec:
+    """The suite with some keys replaced from the command line; ``None`` leaves a key alone, and the whole is checked again."""
+    given = {**spec.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
+    try:
+        return SuiteSpec.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part in given or isinstance(part, str))
+        raise RequestError(f"option for '{where}': {_plain(first)}") from None
+
+
+def is_file_ref(ref: str) -> bool:
+    """Whether a plug-in reference names a file (``my_attack.py:Mine``) rather than an entry point."""
+    head = ref.split(":", 1)[0]
+    return head.endswith(".py") or "/" in head
+
+
+def _anchor(spec: SuiteSpec, folder: Path) -> SuiteSpec:
+    """Relative paths in a suite file are relative to that file, unless only the working folder has them."""
+
+    def near(path: str) -> str:
+        beside = folder / Path(path).expanduser()
+        return str(beside) if beside.exists() else path
+
+    def plugin(ref: str) -> str:
+        layers = (layer.partition(":") for layer in ref.split("+"))
+        return "+".join(near(head) + colon + rest if is_file_ref(head) else head + colon + rest for head, colon, rest in layers)
+
+    changes: dict[str, Any] = {key: tuple(plugin(ref) for ref in getattr(spec, key)) for key in ("defenses", "attacks")}
+    changes["task"] = plugin(spec.task)
+    if spec.data.path is not None:
+        changes["data"] = spec.data.model_copy(update={"path": type(spec.data.path)(near(str(spec.data.path)))})
+    return spec.model_copy(update=changes)
+
+
+def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+    """PyYAML keeps the last of two equal keys in silence; here that is an error."""
+    stack, seen = [node], set[int]()
+    while stack:
+        node = stack.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            stack.extend(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            names = set[str]()
+            for key, value in node.value:
+                if key.value in names:
+                    raise RequestError(f"{path}, line {key.start_mark.line + 1}: the key '{key.value}' is given twice; keep one")
+                if isinstance(key.value, str):
+                    names.add(key.value)
+                stack.append(value)
+
+
+def _sentence(error: ValidationError, root: yaml.Node | None, path: Path) -> str:
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key also counts as missing: name the typo
+    loc = first["loc"]
+    line = _line(root, loc)
+    name = next((str(part) for part in reversed(loc) if isinstance(part, str)), "")
+    if first["type"] == "extra_forbidden":
+        said = f"unknown key '{name}'{did_you_mean(name, _known(loc[:-1]))}"
+    elif first["type"] == "missing":
+        said = f"the key '{'.'.join(str(part) for part in loc)}' is missing; add it"
+    else:
+        said = f"'{'.'.join(str(part) for part in loc)}': {_plain(first)}" if loc else _plain(first)
+    return f"{path}, line {line}: {said}"
+
+
+def _plain(first: Any) -> str:
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    given = first.get("input")
+    return message if isinstance(given, Mapping | BaseModel | list | tuple) else f"{message}, but it is {given!r}"
+
+
+def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int:
+    """The line of the deepest node that the error's path reaches."""
+    line = 1 if node is None else node.start_mark.line + 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((key, value) for key, value in node.value if key.value == part), None)
+            if pair is None:
+                continue
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+def _known(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed at a path: the fields of the model that the path's annotations lead to."""
+    model: type[BaseModel] = SuiteSpec
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            found = _model_in(model.model_fields[part].annotation)
+            if found is None:
+                return []
+            model = found
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, tuple, list, Annotated):
+        return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
+    return None
