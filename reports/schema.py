@@ -2,8 +2,8 @@
 
 Reports know only these columns, so they also draw other people's results. Further columns may be added; none is dropped.
 
-Conventions. ``direction`` says which way the measured thing does better (a model's accuracy and an attack's AUC: higher; seconds: lower).
-A row of a utility or a cost has ``goal`` "utility" or "cost", and ``attack``, ``view`` and ``key`` empty. A skipped or failed cell is one row
+Conventions. ``direction`` says which way the measured thing does better (accuracy and an attack's AUC: higher; seconds: lower). A row
+of a utility or a cost has ``goal`` "utility" or "cost", and ``attack``, ``view`` and ``key`` empty. A skipped or failed cell is one row
 with ``metric`` empty, ``value`` NaN and its ``reason``. A value that cannot be stated (a target FPR too small for the number of
 non-members) is NaN with status ok and a reason. A row whose attack read the truth has a ``reason`` that starts with ``UPPER_BOUND``; it
 enters no headline.
@@ -167,9 +167,8 @@ def _columns(df: pd.DataFrame, columns: dict[str, str], optional: dict[str, str]
         else:
             fits = pd.api.types.is_numeric_dtype(held) or bool(held.isna().all())
         if len(df) and not fits:
-            raise SchemaError(
-                f"column {name} of the {table} table must hold {'text' if kind == TEXT else kind}, but it is {held.dtype}; convert it (missing text is '')"
-            )
+            wanted = "text ('' where missing)" if kind == TEXT else kind
+            raise SchemaError(f"column {name} of the {table} table must hold {wanted}, but it is {held.dtype}; convert it")
 
 
 def _among(df: pd.DataFrame, name: str, good: pd.Series[bool], allowed: str) -> None:
