@@ -262,7 +262,7 @@ class Observation(Protocol):
     @property
     def rounds(self) -> Sequence[RoundView]: ...  # needs broadcasts, updates or sums
     @property
-    def targets(self) -> Sequence[Target]: ...  # needs probes or probe_sums
+    def targets(self) -> Sequence[Target]: ...  # needs probes: single sites' messages
     @property
     def released(self) -> Params: ...
     @property
@@ -272,14 +272,19 @@ class Observation(Protocol):
     @property
     def own_records(self) -> Records: ...
     @property
-    def key(self) -> Secret | None: ...  # the held key, else one the adversary drew; None where the defense has none
+    def target_sums(self) -> Sequence[Target]: ...  # needs probe_sums: the sites' probe messages combined
+    @property
+    def key(self) -> Secret | None: ...  # none: None; wrong: one the adversary drew; partial: weakened; right, leaked: the key
 
     def draw_key(self, index: int) -> Secret | None:
         """A key of the adversary's own, from the public distribution (never the federation's)."""
         ...
 
     def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:
-        """The message that records ``x`` [B, F] with labels ``y`` ([B] or probabilities [B, K]) would give at ``target``; differentiable in both and in the key."""
+        """The message that records ``x`` [B, F] with labels ``y`` ([B] or probabilities [B, K]) would give at ``target``.
+
+        Differentiable in records, labels and key.
+        """
         ...
 
     def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
@@ -309,9 +314,10 @@ class Observation(Protocol):
 class Guess:
     """What an attack says.
 
-    ``value`` by goal. reconstruction: a list with one [batch, F] tensor a target, in the order of ``seen.targets``. membership: [n_candidates]
-    scores, higher for members. key: a list of ``Secret | None`` (each is opened by the scorer on test records), or a dict of
-    secret-derived tensors (compared with ``Defense.derived``). ``certified`` marks what the attack could verify without the truth.
+    ``value`` by goal. reconstruction: a list with one [batch, F] tensor a target, in the order of ``seen.targets`` (or ``target_sums``);
+    it may stop early. membership: [n_candidates] scores, higher for members. key: a list of ``Secret | None`` (each is opened by the
+    scorer on test records), or a dict of secret-derived tensors (compared with ``Defense.derived``). ``certified`` marks what the attack
+    could verify without the truth.
     """
 
     value: Any

@@ -1,0 +1,344 @@
+"""The engine: trains R federations of C sites in one process and records what crossed the wire.
+
+Everything is trained here: the target federation, its repeats, and the reference federations of membership attacks. The referee
+records, the player does not: a defense only transforms what it is handed.
+
+``centralized`` is one site that holds all records (nothing crosses a wire); ``local_only`` is one federation a site.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from suites.contracts import (
+    Delivery,
+    Exchange,
+    Federation,
+    Local,
+    Message,
+    Params,
+    Probe,
+    ProbeRecord,
+    RequestError,
+    Round,
+    Secret,
+    Shape,
+    Task,
+)
+from suites.lanes import Lane, Trainer, wire
+from suites.randomness import digest, keys, stream
+from suites.stack import Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All records of a run in public units: ``x`` [N, F] float32, ``y`` [N]; sites and splits are indices into it."""
+
+    x: Tensor
+    y: Tensor
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One federation to train: each site's pool indices, and the coordinates of its randomness.
+
+    ``coordinates`` (initialisation, batches, dropout) are equal for every defense, so that differences between defenses are paired;
+    ``defense_coordinates`` (keys, noise, masks) are not.
+    """
+
+    sites: tuple[Tensor, ...]
+    coordinates: tuple[object, ...]
+    defense_coordinates: tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Trained:
+    """A trained federation. ``module`` holds the secret in its non-persistent buffers and is never stored."""
+
+    rounds: list[Round]  # kept rounds only
+    finals: list[Params]  # one; one a site for local_only
+    module: nn.Module
+    secret: Secret | None
+    chosen_round: int
+    seconds: float
+    samples: int  # records x epochs x rounds, as executed
+    validation: list[float] = field(default_factory=list)
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw a module's start from a stream, with torch's default distributions.
+
+    A module with a method ``initialise(generator)`` looks after its own parameters and those of its children.
+    """
+    own = getattr(module, "initialise", None)
+    if callable(own):
+        own(generator)
+        return
+    if isinstance(module, nn.Linear):
+        bound = module.in_features**-0.5
+        for tensor in (module.weight, module.bias):
+            if tensor is not None:
+                nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    elif hasattr(module, "reset_parameters") and not isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
+        raise RequestError(
+            f"{type(module).__name__} has parameters but no initialise(generator) method, so its start could not be repeated: add one"
+        )
+    for child in module.children():
+        initialise(child, generator)
+
+
+def build(task: Task, stack: Stack, features: int, classes: int, secret: Secret | None, generator: torch.Generator) -> nn.Module:
+    """The module that a site trains: the task's net inside the stack's layers, initialised from the stream."""
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
+        module = stack.model(task.net(features, classes), secret)
+    initialise(module, generator)
+    return module
+
+
+def call(module: nn.Module, params: Params, x: Tensor) -> Tensor:
+    """Outputs of ``module`` with wire parameters ``params`` in evaluation mode; the module's own parameters are not touched."""
+    was_training = module.training
+    module.eval()
+    masks = {name: torch.ones(1, device=x.device) for name, _ in module.named_buffers() if name.rpartition(".")[2] == "mask"}
+    try:
+        outputs: Tensor = torch.func.functional_call(module, {**params, **masks}, (x,))
+    finally:
+        module.train(was_training)
+    return outputs
+
+
+def train(
+    task: Task,
+    stack: Stack,
+    federation: Federation,
+    pool: Pool,
+    assignments: Sequence[Assignment],
+    *,
+    validation: Tensor | None = None,
+    probes: Sequence[Probe] = (),
+    keep: Callable[[int], bool] = lambda _: True,
+    chunk: int = 16,
+) -> list[Trained]:
+    """Train every assignment under one defense stack.
+
+    Parameters
+    ----------
+    stack : already planned (``stack.plan(federation, shape)``).
+    validation : pool indices on which ``selection="validation"`` chooses the round.
+    probes : extra updates, made for every assignment.
+    keep : which rounds' messages are recorded (probed rounds always are).
+    chunk : lanes that share a tensor operation; 1 trains each alone.
+
+    Raises
+    ------
+    RequestError
+        A choice of rounds by validation under a formal privacy claim, since that release is not accounted for.
+    """
+    claim = stack.claim(federation, _shape(pool, assignments[0]))
+    if federation.selection == "validation":
+        if validation is None or len(validation) == 0:
+            raise RequestError("selection 'validation' needs validation records; give split.validation a share or use selection 'last'")
+        if claim is not None and claim.kind == "dp":
+            raise RequestError(
+                "selection 'validation' under a differential-privacy claim would release a choice that epsilon does not cover; use 'last'"
+            )
+    if stack.topology == "local_only":
+        return [_local_only(task, stack, federation, pool, assignment, validation, chunk) for assignment in assignments]
+    if stack.topology == "centralized":
+        assignments = [Assignment((torch.cat(a.sites),), a.coordinates, a.defense_coordinates) for a in assignments]
+    return _Run(task, stack, federation, pool, assignments, validation, chunk).rounds(probes, keep)
+
+
+def _shape(pool: Pool, assignment: Assignment) -> Shape:
+    return Shape(tuple(len(site) for site in assignment.sites), pool.x.shape[1], pool.classes)
+
+
+def _local_only(
+    task: Task, stack: Stack, federation: Federation, pool: Pool, assignment: Assignment, validation: Tensor | None, chunk: int
+) -> Trained:
+    alone = [
+        Assignment((site,), (*assignment.coordinates, "site", i), assignment.defense_coordinates) for i, site in enumerate(assignment.sites)
+    ]
+    parts = _Run(task, stack, federation, pool, alone, validation, chunk).rounds((), lambda _: False)
+    return Trained(
+        rounds=[],
+        finals=[part.finals[0] for part in parts],
+        module=parts[0].module,
+        secret=None,
+        chosen_round=max(part.chosen_round for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        samples=sum(part.samples for part in parts),
+    )
+
+
+class _Run:
+    """One call of ``train``: R federations of C sites, round by round."""
+
+    def __init__(
+        self,
+        task: Task,
+        stack: Stack,
+        federation: Federation,
+        pool: Pool,
+        assignments: Sequence[Assignment],
+        validation: Tensor | None,
+        chunk: int,
+    ) -> None:
+        self.task, self.stack, self.federation, self.pool = task, stack, federation, pool
+        self.assignments, self.validation, self.chunk = list(assignments), validation, chunk
+        self.started = time.perf_counter()
+        self.modules: list[nn.Module] = []
+        self.inputs: list[Tensor] = []
+        self.secrets: list[Secret | None] = []
+        self.lanes: list[list[Lane]] = []
+        for assignment in self.assignments:
+            secret = stack.secret(keys(*assignment.defense_coordinates, "secret"))
+            x = stack.prepare(pool.x, secret) if stack.prepares else pool.x
+            module = build(task, stack, x.shape[1], pool.classes, secret, stream(*assignment.coordinates, "initialisation")).to(
+                pool.x.device
+            )
+            self.secrets.append(secret)
+            self.inputs.append(x)
+            self.modules.append(module)
+            self.lanes.append([self._lane(assignment, module, x, site) for site in range(len(assignment.sites))])
+        if any(True for _ in self._persistent_buffers()):
+            self.chunk = 1  # running statistics are updated in place, which a leading axis does not carry
+        self.globals = [wire(module) for module in self.modules]
+        self.trainers: dict[tuple[tuple[int, int], ...], Trainer] = {}
+
+    def _persistent_buffers(self) -> Iterable[str]:
+        parameters = dict(self.modules[0].named_parameters())
+        return (name for name in self.modules[0].state_dict() if name not in parameters)
+
+    def _lane(self, assignment: Assignment, module: nn.Module, x: Tensor, site: int) -> Lane:
+        def draw(role: str, coordinates: tuple[object, ...]) -> torch.Generator:
+            return stream(*coordinates, role, site)
+
+        return Lane(
+            module,
+            x,
+            self.pool.y,
+            assignment.sites[site],
+            draw("batches", assignment.coordinates),
+            draw("dropout", assignment.coordinates),
+            draw("noise", assignment.defense_coordinates),
+        )
+
+    def rounds(self, probes: Sequence[Probe], keep: Callable[[int], bool]) -> list[Trained]:
+        count = self.federation.rounds
+        kept: list[list[Round]] = [[] for _ in self.assignments]
+        losses: list[list[float]] = [[] for _ in self.assignments]
+        best: list[tuple[int, Params]] = [(0, params) for params in self.globals]
+        samples = 0
+        for index in range(count):
+            probed = [self._probes([p for p in probes if p.round == index], r) for r in range(len(self.assignments))]
+            participants = [self._participants(r, index) for r in range(len(self.assignments))]
+            updates = self._local(participants)
+            samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
+            for r, assignment in enumerate(self.assignments):
+                broadcast = self.globals[r]
+                weights = [float(len(assignment.sites[s])) for s in participants[r]]
+                delivery = self._deliver(r, index, participants[r], updates[r], weights, b"round")
+                self.globals[r] = {
+                    name: (value + delivery.combined[name]).to(value.dtype) if name in delivery.combined else value
+                    for name, value in broadcast.items()
+                }
+                if keep(index) or probed[r]:
+                    kept[r].append(Round(index, broadcast, delivery.messages, delivery.combined, tuple(probed[r])))
+                if self.federation.selection == "validation":
+                    losses[r].append(self._validation_loss(r))
+                    if losses[r][-1] <= min(losses[r]):
+                        best[r] = (index, self.globals[r])
+                else:
+                    best[r] = (index, self.globals[r])
+        seconds = (time.perf_counter() - self.started) / len(self.assignments)
+        each = samples * self.federation.local.epochs // len(self.assignments)
+        return [
+            Trained(kept[r], [best[r][1]], self.modules[r], self.secrets[r], best[r][0], seconds, each, losses[r])
+            for r in range(len(self.assignments))
+        ]
+
+    def _participants(self, r: int, index: int) -> list[int]:
+        sites = len(self.assignments[r].sites)
+        count = max(1, round(self.federation.participation * sites))
+        if count >= sites:
+            return list(range(sites))
+        drawn = torch.randperm(sites, generator=stream(*self.assignments[r].coordinates, "participation", index))
+        return sorted(drawn[:count].tolist())
+
+    def _trainer(self, members: tuple[tuple[int, int], ...]) -> Trainer:
+        if members not in self.trainers:
+            self.trainers[members] = Trainer([self.lanes[r][s] for r, s in members], self.task.loss, self.stack)
+        return self.trainers[members]
+
+    def _local(self, participants: Sequence[Sequence[int]]) -> list[list[Params]]:
+        """Each participating site's update of this round."""
+        flat = [(r, s) for r, sites in enumerate(participants) for s in sites]
+        updates: list[list[Params]] = [[] for _ in participants]
+        for first in range(0, len(flat), self.chunk):
+            members = tuple(flat[first : first + self.chunk])
+            states = self._trainer(members).run([self.globals[r] for r, _ in members], self.federation.local)
+            for (r, _), state in zip(members, states):
+                updates[r].append({name: value - self.globals[r][name] for name, value in state.items()})
+        return updates
+
+    def _deliver(
+        self, r: int, index: int, participants: Sequence[int], updates: Sequence[Params], weights: Sequence[float], kind: bytes
+    ) -> Delivery:
+        """Encode, send and combine the sites' updates."""
+        if self.stack.encodes:
+            updates = [self.stack.encode(update, self.lanes[r][site].noise) for site, update in zip(participants, updates)]
+        if self.stack.channel is not None:
+            source = keys(*self.assignments[r].defense_coordinates, "channel")
+            context = digest(*self.assignments[r].defense_coordinates, kind.hex())
+            exchange = Exchange(index, context, self.globals[r], tuple(source.child(kind.hex(), index, site) for site in participants))
+            return self.stack.channel.run(updates, weights, exchange)
+        total = sum(weights)
+        combined = {
+            name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
+            for name, value in updates[0].items()
+        }
+        messages = tuple(
+            Message(site, "update", update, len(self.assignments[r].sites[site])) for site, update in zip(participants, updates)
+        )
+        return Delivery(messages, combined, tuple(participants))
+
+    def _probes(self, probes: Sequence[Probe], r: int) -> list[ProbeRecord]:
+        records: list[ProbeRecord] = []
+        for probe in probes:
+            sites = [site for site, chosen in enumerate(probe.records) if chosen]
+            messages = [self._probe_message(probe, r, site) for site in sites]
+            kind = b"probe " + probe.name.encode()
+            delivery = self._deliver(r, probe.round, sites, messages, [1.0] * len(sites), kind)
+            sent = tuple(
+                Message(m.site, "gradient", m.payload) if m.kind == "update" and probe.optimiser == "gradient" else m
+                for m in delivery.messages
+            )
+            records.append(ProbeRecord(probe, sent, delivery.combined))
+        return records
+
+    def _probe_message(self, probe: Probe, r: int, site: int) -> Params:
+        own = self.lanes[r][site]
+        batch = torch.tensor(probe.records[site], dtype=torch.int64)
+        # Streams of its own: a probe never moves the federation, nor another probe.
+        where = (*self.assignments[r].defense_coordinates, "probe", probe.name, site)
+        lane = Lane(own.module, own.x, own.y, batch, stream(*where, "batches"), stream(*where, "dropout"), stream(*where, "noise"))
+        trainer = Trainer([lane], self.task.loss, self.stack)
+        start = self.globals[r]
+        if probe.optimiser == "gradient":
+            return trainer.gradient([start], [batch])[0]
+        local = Local(epochs=probe.steps, batch=len(batch), optimiser=probe.optimiser, lr=probe.lr)
+        state = trainer.follow([start], local, [[batch] * probe.steps], [len(batch)])[0]
+        return {name: value - start[name] for name, value in state.items()}
+
+    @torch.no_grad()
+    def _validation_loss(self, r: int) -> float:
+        assert self.validation is not None
+        outputs = call(self.modules[r], self.globals[r], self.inputs[r][self.validation])
+        return float(self.task.loss(outputs, self.pool.y[self.validation]).mean())

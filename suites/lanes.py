@@ -1,0 +1,208 @@
+"""Local training of many lanes at once. A lane is one (federation, site): its own parameters, records, batches and noise.
+
+``chunk`` lanes share each tensor operation through a leading axis (``torch.func.vmap`` over ``functional_call``); a chunk of one runs
+the module itself, at the cost of a bare torch loop. Ragged lanes are padded with records of zero weight; a lane that has done its
+steps is copied out, so that another lane's longer training cannot move it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from suites.clipping import ClippedSum
+from suites.contracts import Defense, Local, Params
+from suites.tasks.networks import Dropout
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], labels [B] -> per-record loss [B]
+
+
+@dataclass(slots=True)
+class Lane:
+    """One site of one federation: its module (which holds the secret), its prepared pool, its records and its streams."""
+
+    module: nn.Module
+    x: Tensor  # [N, F'] prepared pool, on the device
+    y: Tensor  # [N]
+    records: Tensor  # [n] indices into the pool, on the CPU
+    batches: torch.Generator
+    dropout: torch.Generator
+    noise: torch.Generator
+
+
+def wire(module: nn.Module) -> Params:
+    """Copies of what a module puts on the wire: parameters and persistent buffers, never secrets."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def private(module: nn.Module) -> Params:
+    """Non-persistent buffers: secrets and dropout masks. They never cross the wire."""
+    kept = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
+
+
+def expected_batch(local: Local, records: int) -> int:
+    """A site with fewer records than a batch caps its batch."""
+    return min(local.batch, records)
+
+
+def schedule(lane: Lane, local: Local, *, poisson: bool) -> list[Tensor]:
+    """The record indices of each step of one round."""
+    n = len(lane.records)
+    batch = expected_batch(local, n)
+    steps: list[Tensor] = []
+    for _ in range(local.epochs):
+        if poisson:
+            for _ in range(-(-n // batch)):
+                steps.append(lane.records[torch.rand(n, generator=lane.batches) < batch / n])
+        else:
+            steps.extend(lane.records[torch.randperm(n, generator=lane.batches)].split(batch))
+    return steps
+
+
+def _padded(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """[L, B] indices and their weights (0 marks padding); weights are None where nothing is padded."""
+    sizes = [len(batch) for batch in batches]
+    width = max(1, *sizes)
+    if min(sizes) == width:
+        return torch.stack(list(batches)), None
+    index = torch.zeros(len(batches), width, dtype=torch.int64)
+    weight = torch.zeros(len(batches), width)
+    for row, batch in enumerate(batches):
+        index[row, : len(batch)] = batch
+        weight[row, : len(batch)] = 1.0
+    return index, weight
+
+
+class Trainer:
+    """Trains a fixed set of lanes from given parameters; made once, used every round.
+
+    Parameters
+    ----------
+    lanes : equal modules up to their private buffers.
+    defense : its ``clip`` and ``noise`` act at every step; None for a plain step.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], loss: Loss, defense: Defense) -> None:
+        self.lanes = list(lanes)
+        self.loss = loss
+        self.defense = defense
+        self.module = lanes[0].module.train()
+        self.stacked = len(lanes) > 1
+        self.device = lanes[0].x.device
+        self.masks = [
+            (f"{name}.mask" if name else "mask", m) for name, m in self.module.named_modules() if isinstance(m, Dropout) and m.p > 0
+        ]
+        self.trained = [name for name, _ in self.module.named_parameters()]
+        self.secrets: Params = {}
+        if self.stacked:
+            mask_names = {name for name, _ in self.masks}
+            parts = [private(lane.module) for lane in lanes]
+            self.secrets = {name: torch.stack([part[name] for part in parts]) for name in parts[0] if name not in mask_names}
+        self.clipped = ClippedSum(self.module, loss) if defense.clip is not None else None
+        self._pools_shared = all(lane.x is lanes[0].x for lane in lanes)
+
+    def run(self, start: Sequence[Params], local: Local) -> list[Params]:
+        """The lanes' states after one round of local training, from ``start`` (one a lane; not modified)."""
+        poisson = self.defense.clip is not None and self.defense.clip.sampling == "poisson"
+        plans = [schedule(lane, local, poisson=poisson) for lane in self.lanes]
+        return self.follow(start, local, plans, [expected_batch(local, len(lane.records)) for lane in self.lanes])
+
+    def follow(self, start: Sequence[Params], local: Local, plans: Sequence[Sequence[Tensor]], expected: Sequence[int]) -> list[Params]:
+        """As ``run``, along given steps (``plans[lane][step]`` are pool indices)."""
+        state, optimiser = self._begin(start, local)
+        done: list[Params | None] = [None] * len(self.lanes)
+        for step in range(max(len(plan) for plan in plans)):
+            # A lane that has no step left repeats its last batch; it was copied out before this moved it.
+            batches = [plan[min(step, len(plan) - 1)] for plan in plans]
+            self._gradient(state, batches, expected)
+            optimiser.step()
+            for i, plan in enumerate(plans):
+                if len(plan) == step + 1:
+                    done[i] = self._copy_out(state, i)
+        return [params for params in done if params is not None]
+
+    def gradient(self, start: Sequence[Params], batches: Sequence[Tensor]) -> list[Params]:
+        """Each lane's message for one batch: the gradient of the mean loss, after the defense's clipping and noise."""
+        state, _ = self._begin(start, Local(optimiser="sgd", lr=0.0))
+        self._gradient(state, batches, [len(batch) for batch in batches])
+        gradients = {name: grad if (grad := state[name].grad) is not None else torch.zeros_like(state[name]) for name in self.trained}
+        return [{name: (g[i] if self.stacked else g).detach().clone() for name, g in gradients.items()} for i in range(len(self.lanes))]
+
+    def _begin(self, start: Sequence[Params], local: Local) -> tuple[Params, torch.optim.Optimizer]:
+        state: Params
+        if self.stacked:
+            state = {name: torch.stack([params[name] for params in start]).requires_grad_() for name in self.trained}
+        else:
+            with torch.no_grad():
+                state = dict(self.module.state_dict(keep_vars=True))
+                for name, tensor in state.items():
+                    tensor.copy_(start[0][name])
+                    tensor.grad = None
+        leaves = [state[name] for name in self.trained]
+        if local.optimiser == "adam":
+            return state, torch.optim.Adam(leaves, lr=local.lr, weight_decay=local.weight_decay, fused=True)
+        return state, torch.optim.SGD(leaves, lr=local.lr, weight_decay=local.weight_decay, momentum=local.momentum)
+
+    def _copy_out(self, state: Params, lane: int) -> Params:
+        return {name: (tensor[lane] if self.stacked else tensor).detach().clone() for name, tensor in state.items()}
+
+    def _gather(self, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        index, weight = _padded(batches)
+        index = index.to(self.device)
+        if self._pools_shared:
+            x, y = self.lanes[0].x[index], self.lanes[0].y[index]
+        else:
+            x = torch.stack([lane.x[row] for lane, row in zip(self.lanes, index)])
+            y = torch.stack([lane.y[row] for lane, row in zip(self.lanes, index)])
+        return x, y, None if weight is None else weight.to(self.device)
+
+    def _draw_masks(self, batches: Sequence[Tensor]) -> Params:
+        if not self.masks:
+            return {}
+        rows = max(1, *(len(batch) for batch in batches))
+        widths = [mask.width for _, mask in self.masks]
+        drawn = torch.stack([torch.rand(rows, sum(widths), generator=lane.dropout) for lane in self.lanes]).to(self.device)
+        parts = drawn.split(widths, dim=-1)
+        return {name: (part >= mask.p) / (1.0 - mask.p) for (name, mask), part in zip(self.masks, parts)}
+
+    def _gradient(self, state: Params, batches: Sequence[Tensor], expected: Sequence[int]) -> None:
+        """Put this step's gradient of every lane into ``state[name].grad``."""
+        x, y, weight = self._gather(batches)
+        masks = self._draw_masks(batches)
+        if self.clipped is not None:
+            self._clipped_gradient(state, x, y, weight, masks, expected)
+            return
+        for name in self.trained:
+            state[name].grad = None
+        if not self.stacked:
+            for name, module in self.masks:
+                module.mask = masks[name][0]
+            losses = self.loss(self.module(x[0]), y[0])
+            total = losses.mean() if weight is None else (losses * weight[0]).sum() / weight[0].sum().clamp_min(1.0)
+        else:
+            outputs = torch.func.vmap(self._forward)({**state, **self.secrets, **masks}, x)
+            losses = self.loss(outputs.flatten(0, 1), y.flatten(0, 1)).view(x.shape[:2])
+            means = losses.mean(1) if weight is None else (losses * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+            total = means.sum()
+        total.backward()  # type: ignore[no-untyped-call]
+
+    def _forward(self, tensors: Params, x: Tensor) -> Tensor:
+        outputs: Tensor = torch.func.functional_call(self.module, tensors, (x,))
+        return outputs
+
+    def _clipped_gradient(self, state: Params, x: Tensor, y: Tensor, weight: Tensor | None, masks: Params, expected: Sequence[int]) -> None:
+        assert self.clipped is not None
+        assert self.defense.clip is not None
+        params = {name: state[name].detach() if self.stacked else state[name].detach()[None] for name in self.trained}
+        secrets = self.secrets if self.stacked else {n: b[None] for n, b in private(self.module).items() if n not in masks}
+        if weight is None:
+            weight = torch.ones(x.shape[:2], device=self.device)
+        sums, _ = self.clipped(params, {**secrets, **masks}, x, y, weight, self.defense.clip.norm)
+        noisy = [self.defense.noise({n: g[i] for n, g in sums.items()}, lane.noise) for i, lane in enumerate(self.lanes)]
+        for name in self.trained:
+            rows = [lane_sum[name] / size for lane_sum, size in zip(noisy, expected)]
+            state[name].grad = torch.stack(rows) if self.stacked else rows[0]

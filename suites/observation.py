@@ -1,0 +1,298 @@
+"""What a threat sees, and nothing else: the only place that turns a transcript into an observation.
+
+``available`` says which kinds of sight a view gets under a defense; an attack that needs more is skipped with that reason, so that no table
+sets one site's update beside a masked sum. ``Guarded`` is what the attack is handed: it logs every read and raises on one that the attack
+did not declare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from suites.contracts import (
+    Attack,
+    Fact,
+    Federation,
+    KeySource,
+    Message,
+    Params,
+    ProbeRecord,
+    Records,
+    Reference,
+    Round,
+    RoundView,
+    Secret,
+    Sees,
+    Target,
+    Task,
+    Threat,
+)
+from suites.federation import build, call
+from suites.randomness import stream
+from suites.simulation import simulate
+from suites.stack import Stack
+
+
+class UndeclaredReadError(RuntimeError):
+    """An attack read something that its ``needs`` does not list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The referee's record of one federation, without secrets."""
+
+    rounds: Sequence[Round]
+    finals: Sequence[Params]
+    samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that the referee knows when it cuts an observation; attacks never hold one.
+
+    ``references`` trains or loads the first n reference models; ``keys`` is the adversary's own key stream; ``truth`` answers ``oracle``.
+    """
+
+    task: Task
+    stack: Stack  # planned
+    federation: Federation
+    classes: int
+    features: int
+    secret: Secret | None
+    candidates: Records
+    auxiliary: Records
+    members: int
+    keys: KeySource
+    references: Callable[[int], Sequence[Reference]]
+    truth: Callable[[], Any]
+    own_records: Records | None = None
+
+
+def available(view: str, stack: Stack, *, has_references: bool) -> frozenset[Sees]:
+    """Which sights a view gets under a defense."""
+    sights: set[Sees] = {"candidates", "auxiliary", "simulate", "predict", "key", "oracle"}
+    if stack.topology == "local_only":
+        return frozenset(sights)  # nothing ever leaves a site
+    sights.add("released")
+    if has_references:
+        sights.add("references")
+    if stack.topology == "centralized" or view == "outsider":
+        return frozenset(sights)
+    sights |= {"broadcasts", "sums"}
+    if view == "site":
+        sights.add("own_records")
+    if view == "server":
+        sights.add("probe_sums")
+        if stack.channel is None:
+            sights |= {"updates", "probes"}
+    return frozenset(sights)
+
+
+_WHY_NOT: dict[str, str] = {
+    "updates": "single sites' updates are not visible to this view",
+    "probes": "single sites' updates are not visible to this view",
+    "released": "no model is released",
+    "references": "the suite trains no reference models",
+    "own_records": "this view owns no training records",
+}
+
+
+def skip_reason(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
+    """Why an attack cannot run here, or None."""
+    missing = sorted(set(attack.needs) - available(view, stack, has_references=has_references))
+    if not missing:
+        return None
+    masked = " (they are masked: the server reads only their sum)" if stack.channel is not None and view == "server" else ""
+    reasons = list(dict.fromkeys(_WHY_NOT.get(name, f"{name} is not visible to this view") for name in missing))
+    return "; ".join(reasons) + masked
+
+
+class Seen:
+    """The observation itself; implements ``contracts.Observation``."""
+
+    def __init__(self, scene: Scene, evidence: Evidence, threat: Threat) -> None:
+        self._scene, self._evidence, self.threat = scene, evidence, threat
+        self._modules: dict[int, tuple[Secret | None, nn.Module]] = {}
+        self._drawn: dict[int, Secret | None] = {}
+        n = len(scene.auxiliary) if threat.auxiliary <= 0 else min(threat.auxiliary, len(scene.auxiliary))
+        self.auxiliary = Records(scene.auxiliary.x[:n], scene.auxiliary.y[:n])
+        self.candidates = scene.candidates
+
+    @property
+    def known(self) -> Mapping[str, Fact]:
+        scene = self._scene
+        return {
+            "protocol": Fact(scene.federation, "protocol"),
+            "classes": Fact(scene.classes, "public"),
+            "features": Fact(scene.features, "public"),
+            "members": Fact(scene.members, "public"),
+            "clip": Fact(scene.stack.clip, "protocol"),
+        }
+
+    @property
+    def released(self) -> Params:
+        return self._evidence.finals[0]
+
+    @property
+    def own_records(self) -> Records:
+        if self._scene.own_records is None:
+            raise UndeclaredReadError("this view owns no training records")
+        return self._scene.own_records
+
+    @property
+    def rounds(self) -> Sequence[RoundView]:
+        return [self._round(record) for record in self._evidence.rounds]
+
+    def _round(self, record: Round) -> RoundView:
+        clear = {m.site: m for m in record.messages if m.kind == "update" and self.threat.view == "server"}
+        return RoundView(
+            record.index,
+            record.broadcast,
+            {site: m.payload for site, m in clear.items()},
+            record.combined,
+            {site: m.records for site, m in clear.items() if m.records is not None},
+        )
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """Single sites' messages where they are in the clear, else the sites' combination."""
+        return [target for record in self._evidence.rounds for probe in record.probes for target in self._targets(record, probe)]
+
+    def _targets(self, record: Round, probe: ProbeRecord) -> list[Target]:
+        p = probe.probe
+
+        def target(update: Params, batch: int, site: int | None, contributors: int) -> Target:
+            return Target(record.broadcast, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index)
+
+        clear: list[Message] = [m for m in probe.messages if m.kind in ("update", "gradient")]
+        if clear and self._scene.stack.channel is None:
+            return [target(m.payload, len(p.records[m.site]), m.site, 1) for m in clear]
+        return [self.sum_target(record, probe)]
+
+    @staticmethod
+    def sum_target(record: Round, probe: ProbeRecord) -> Target:
+        p = probe.probe
+        sizes = [len(r) for r in p.records if r]
+        return Target(record.broadcast, probe.combined, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index)
+
+    @property
+    def target_sums(self) -> Sequence[Target]:
+        return [self.sum_target(record, probe) for record in self._evidence.rounds for probe in record.probes]
+
+    @property
+    def key(self) -> Secret | None:
+        """none: no key; wrong: one the adversary drew; partial: the weakened key; right and leaked: the key."""
+        scene, held = self._scene, self.threat.key
+        if scene.secret is None or held == "none":
+            return None
+        if held == "wrong":
+            return self.draw_key(0)
+        if held == "partial":
+            return scene.stack.weaken(scene.secret, self.threat.key_fraction, scene.keys.child("weaken"))
+        return scene.secret
+
+    def draw_key(self, index: int) -> Secret | None:
+        if index not in self._drawn:
+            self._drawn[index] = self._scene.stack.secret(self._scene.keys.child("own key", index))
+        return self._drawn[index]
+
+    def _module(self, key: Secret | None) -> nn.Module:
+        """The public model with this key in its place, or on its path without one."""
+        if id(key) not in self._modules:
+            scene = self._scene
+            keyed = scene.stack.secret(scene.keys.child("shape")) if key is None else key
+            width = scene.stack.prepare(torch.zeros(1, scene.features), keyed).shape[1]
+            module = build(scene.task, scene.stack, width, scene.classes, keyed, stream("observation"))
+            module = module.to(scene.auxiliary.x.device).eval()
+            self._modules[id(key)] = (key, scene.stack.without_key(module) if key is None and keyed is not None else module)
+        return self._modules[id(key)][1]
+
+    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:
+        scene = self._scene
+        inputs = scene.stack.prepare(x, key) if scene.stack.prepares else x
+        return simulate(self._module(key), scene.task.loss, target, inputs, y, scene.stack.clip)
+
+    def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
+        inputs = self._scene.stack.prepare(x, key) if self._scene.stack.prepares else x
+        return call(self._module(key), params, inputs)
+
+    def signal(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self._scene.task.signal(outputs, y)
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return self._scene.task.loss(outputs, y)
+
+    def restore(self, x: Tensor, key: Secret | None = None) -> Tensor:
+        if key is not None:
+            return self._scene.stack.restore(x, key)
+        missing = self._scene.features - x.shape[-1]
+        return x[..., : self._scene.features] if missing <= 0 else torch.nn.functional.pad(x, (0, missing))
+
+    def references(self, count: int) -> Sequence[Reference]:
+        return self._scene.references(count)
+
+    def oracle(self) -> Any:
+        return self._scene.truth()
+
+
+_PROPERTIES: dict[str, frozenset[Sees]] = {
+    "rounds": frozenset({"broadcasts", "updates", "sums"}),
+    "targets": frozenset({"probes"}),
+    "target_sums": frozenset({"probe_sums"}),
+    "released": frozenset({"released"}),
+    "candidates": frozenset({"candidates"}),
+    "auxiliary": frozenset({"auxiliary"}),
+    "own_records": frozenset({"own_records"}),
+    "key": frozenset({"key"}),
+    "draw_key": frozenset({"key"}),
+    "simulate": frozenset({"simulate"}),
+    "predict": frozenset({"predict"}),
+    "signal": frozenset(get_args(Sees)),
+    "loss": frozenset(get_args(Sees)),
+    "restore": frozenset({"key", "simulate", "predict"}),
+    "references": frozenset({"references"}),
+    "oracle": frozenset({"oracle"}),
+    "threat": frozenset(get_args(Sees)),
+    "known": frozenset(get_args(Sees)),
+}
+
+
+@dataclass(slots=True)
+class Guarded:
+    """The read-logging proxy that an attack is handed; ``reads`` lists what it looked at, ``upper_bound`` says that it read the truth."""
+
+    _seen: Seen
+    _needs: frozenset[Sees]
+    reads: set[str] = field(default_factory=set)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _PROPERTIES:
+            raise AttributeError(f"an observation has no {name!r}")
+        if not (_PROPERTIES[name] & self._needs) and name not in ("threat", "known", "signal", "loss"):
+            declared = ", ".join(sorted(self._needs)) or "nothing"
+            wanted = " or ".join(sorted(_PROPERTIES[name]))
+            raise UndeclaredReadError(f"the attack read {name!r} without declaring it: add {wanted} to its needs (declared: {declared})")
+        self.reads.add(name)
+        value = getattr(self._seen, name)
+        if name == "rounds":
+            return [self._trim(view) for view in value]
+        return value
+
+    def _trim(self, view: RoundView) -> RoundView:
+        """Within a round, only what was declared."""
+        return RoundView(
+            view.index,
+            view.broadcast if "broadcasts" in self._needs else None,
+            view.updates if "updates" in self._needs else {},
+            view.combined if "sums" in self._needs else None,
+            view.weights if "updates" in self._needs else {},
+        )
+
+    @property
+    def upper_bound(self) -> bool:
+        return "oracle" in self.reads

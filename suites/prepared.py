@@ -1,0 +1,119 @@
+"""The data of one (suite, cohort, seed): public units, disjoint parts, sites. Computed once and kept beside the other cells.
+
+Every cell of a run reads this small file instead of parsing the cohort again. It holds records, so it lies in the run's store and is
+never part of a report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from suites.cohorts.spec import DataSpec, PartitionSpec, SplitSpec
+from suites.contracts import Records
+from suites.federation import Pool
+from suites.randomness import digest, stream
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One seed's data. ``sites`` are the training records of each site; all parts are disjoint indices into the pool."""
+
+    pool: Pool
+    sites: tuple[Tensor, ...]
+    validation: Tensor
+    test: Tensor
+    auxiliary: Tensor
+    candidates: Tensor  # members (all training records) and non-members (test records), shuffled
+    member: Tensor  # [n_candidates] bool, the scorer's
+    person: Tensor | None  # [N]
+    site_of: Tensor | None  # [N] the site a record would belong to, where sites are a column
+    mean: Tensor  # [F] of the public units
+    scale: Tensor
+
+    def records(self, index: Tensor) -> Records:
+        return Records(self.pool.x[index], self.pool.y[index])
+
+
+def prepare(spec: Mapping[str, Any], cache: Path | None) -> Prepared:
+    """Prepare (or read back) the data that a cell's spec names.
+
+    Parameters
+    ----------
+    spec : keys suite, task, data, split, partition, seed; ``data_digest`` where the plan knows it
+    cache : folder for the prepared files, or None to compute in memory
+    """
+    parts = {name: spec[name] for name in ("suite", "task", "data", "split", "partition", "seed")}
+    if cache is None:
+        return _read(_compute(parts))
+    name = digest(json.dumps({**parts, "digest": spec.get("data_digest", "")}, sort_keys=True, default=str)).hex()[:24]
+    path = cache / f"{name}.safetensors"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=cache, suffix=".tmp")
+        os.close(handle)
+        try:
+            save_file(_compute(parts), temporary)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return _read(load_file(path))
+
+
+def _compute(spec: Mapping[str, Any]) -> dict[str, Tensor]:
+    from suites.cohorts.load import load  # the parsers, and with them anndata, only where data is parsed
+    from suites.preprocess import Preprocessor
+    from suites.split import split
+
+    partition = PartitionSpec(**spec["partition"])
+    cohort = load(DataSpec(**spec["data"]))
+    where = (spec["suite"], spec["task"], cohort.name, "seed", spec["seed"])
+    parts = split(cohort, SplitSpec(**spec["split"]), partition, *where, "split")
+    preprocessor = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
+    members = torch.cat(parts.sites)
+    candidates = torch.cat([members, parts.test])
+    order = torch.randperm(len(candidates), generator=stream(*where, "candidate order"))
+    tensors = {
+        "x": preprocessor.transform(cohort.x),
+        "y": torch.from_numpy(cohort.y),
+        "classes": torch.tensor(len(cohort.classes)),
+        "validation": parts.validation,
+        "test": parts.test,
+        "auxiliary": parts.auxiliary,
+        "candidates": candidates[order],
+        "member": (torch.arange(len(candidates)) < len(members))[order],
+        "mean": torch.as_tensor(preprocessor.mean, dtype=torch.float32),
+        "scale": torch.as_tensor(preprocessor.scale, dtype=torch.float32),
+        **{f"site/{i}": site for i, site in enumerate(parts.sites)},
+    }
+    if cohort.person is not None:
+        tensors["person"] = torch.from_numpy(cohort.person)
+    if partition.kind == "column" and cohort.site is not None:
+        tensors["site_of"] = torch.from_numpy(cohort.site)
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _read(tensors: dict[str, Tensor]) -> Prepared:
+    sites = sum(name.startswith("site/") for name in tensors)
+    return Prepared(
+        Pool(tensors["x"], tensors["y"], int(tensors["classes"])),
+        tuple(tensors[f"site/{i}"] for i in range(sites)),
+        tensors["validation"],
+        tensors["test"],
+        tensors["auxiliary"],
+        tensors["candidates"],
+        tensors["member"],
+        tensors.get("person"),
+        tensors.get("site_of"),
+        tensors["mean"],
+        tensors["scale"],
+    )

@@ -1,0 +1,428 @@
+"""The referee: trains, records, cuts observations, runs attacks and has their guesses scored. It alone holds truth and secrets.
+
+Three kinds of cell, each a JSON spec and a folder to write into: ``train_cell`` (one target federation), ``reference_cell`` (some reference
+federations), ``attack_cell`` (one attack on one target). Secrets are derived again in memory where they are needed; no cell writes one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from suites import registry, transcript
+from suites.contracts import (
+    Attack,
+    Claim,
+    Defense,
+    Federation,
+    Guess,
+    Local,
+    Params,
+    Probe,
+    Records,
+    Reference,
+    Secret,
+    Shape,
+    Skip,
+    Task,
+    Threat,
+)
+from suites.federation import Assignment, Trained, build, call, train
+from suites.observation import Evidence, Guarded, Scene, Seen, skip_reason
+from suites.prepared import Prepared, prepare
+from suites.randomness import keys, stream
+from suites.scoring import (
+    Measure,
+    as_control,
+    as_upper_bound,
+    score_key,
+    score_membership,
+    score_reconstruction,
+    score_utility,
+    score_vectors,
+)
+from suites.stack import Stack
+
+Row = dict[str, Any]
+ROWS, CURVES = "rows.json", "curves.json"
+REFERENCES = "references.safetensors"
+_PRIORS = ("class_mean", "random_guess")  # controls that look at no message; the best of them is the prior of a reconstruction
+
+
+class Bench:
+    """Everything that one (task, defense, seed) has in common: its data, its planned stack, its coordinates."""
+
+    def __init__(self, spec: Mapping[str, Any], cache: Path | None) -> None:
+        torch.set_num_threads(1)
+        self.spec = spec
+        self.prepared: Prepared = prepare(spec, cache)
+        self.task: Task = registry.find("tasks", spec["task"]).make()
+        self.defense: str = spec["defense"]
+        settings = dict(spec["federation"])
+        local = Local(**settings.pop("local", {}))
+        flaws = frozenset(settings.pop("flaws", ()))
+        sites = len(self.prepared.sites)
+        stack = Stack([plugin.make() for plugin in registry.stack(self.defense)])
+        self.federation = Federation(topology=stack.topology, sites=sites, local=local, flaws=flaws, **settings)
+        sizes = [len(site) for site in self.prepared.sites]
+        self.shape = Shape(
+            tuple([sum(sizes)] if stack.topology == "centralized" else sizes), self.prepared.pool.x.shape[1], self.prepared.pool.classes
+        )
+        self.stack: Stack = stack.plan(self.federation, self.shape)
+        data = spec["data"].get("name") or Path(str(spec["data"]["path"])).stem
+        self.where = (spec["suite"], spec["task"], data, "seed", spec["seed"])
+
+    def assignment(self) -> Assignment:
+        return Assignment(self.prepared.sites, (*self.where, "target"), (*self.where, "target", self.defense))
+
+    def reference_assignment(self, index: int) -> tuple[Assignment, Tensor]:
+        """The k-th reference federation and its inclusion mask over candidates and auxiliary records; independent of how many there are."""
+        own = (*self.where, "reference", index)
+        asked = torch.cat([self.prepared.candidates, self.prepared.auxiliary])
+        size = sum(len(site) for site in self.prepared.sites)
+        chosen = _draw_units(
+            asked, self.prepared.person if self.spec["split"].get("unit") == "person" else None, size, stream(*own, "inclusion")
+        )
+        included = torch.zeros(len(asked), dtype=torch.bool)
+        included[chosen] = True
+        records = asked[chosen]
+        if self.prepared.site_of is None:
+            sizes = [len(site) for site in self.prepared.sites]
+            cuts = torch.tensor(sizes).cumsum(0)[:-1] * len(records) // size
+            sites = tuple(part for part in records.tensor_split(cuts) if len(part) >= 2)
+        else:
+            home = self.prepared.site_of[records]
+            sites = tuple(part for site in home.unique() if len(part := records[home == site]) >= 2)
+        return Assignment(sites, own, (*own, self.defense)), included
+
+    def probes(self) -> list[Probe]:
+        """Target records of each site, drawn once a seed and the same for every defense."""
+        made: list[Probe] = []
+        for number, spec in enumerate(self.spec.get("probes", ())):
+            for index in range(spec.get("gradients", 1)):
+                size = spec.get("batch", 1)
+                draw = stream(*self.where, "probe", number, index)
+                chosen = tuple(
+                    tuple(site[torch.randperm(len(site), generator=draw)[: min(size, len(site))]].tolist()) for site in self.prepared.sites
+                )
+                settings = {name: spec[name] for name in ("optimiser", "steps", "lr") if name in spec}
+                made.append(Probe(f"{number}.{index}", spec.get("round", 0), chosen, **settings))
+        return made
+
+    def train(self, assignments: Sequence[Assignment], *, target: bool) -> list[Trained]:
+        every = self.spec.get("engine", {}).get("keep_every", 1)
+        last = self.federation.rounds - 1
+        return train(
+            self.task,
+            self.stack,
+            self.federation,
+            self.prepared.pool,
+            assignments,
+            validation=self.prepared.validation,
+            probes=self.probes() if target else (),
+            keep=lambda r: target and (r % every == 0 or r == last),
+            chunk=self.spec.get("engine", {}).get("chunk", 16),
+        )
+
+    def secret(self) -> Secret | None:
+        return self.stack.secret(keys(*self.assignment().defense_coordinates, "secret"))
+
+    def predict(self, secret: Secret | None, *, keyless: bool = False) -> Any:
+        """A function (params, records) -> outputs under a secret (``keyless``: on the path without a key)."""
+        width = self.stack.prepare(self.prepared.pool.x[:1], secret).shape[1]
+        module = build(self.task, self.stack, width, self.prepared.pool.classes, secret, stream("skeleton"))
+        if keyless:
+            module = self.stack.without_key(module)
+
+        @torch.no_grad()
+        def outputs(params: Params, x: Tensor) -> Tensor:
+            return call(module, params, self.stack.prepare(x, None if keyless else secret))
+
+        return outputs
+
+    def utilities(self, predict: Any, params: Params) -> dict[str, float]:
+        test = self.prepared.test
+        return self.task.utility(predict(params, self.prepared.pool.x[test]), self.prepared.pool.y[test], self.prepared.pool.classes)
+
+    def floor(self) -> dict[str, float]:
+        y = self.prepared.pool.y
+        return self.task.floor(y[torch.cat(self.prepared.sites)], y[self.prepared.test], self.prepared.pool.classes)
+
+
+def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torch.Generator) -> Tensor:
+    """Positions in ``asked`` of about ``size`` records drawn at random; whole persons where the unit is the person."""
+    if person is None:
+        return torch.randperm(len(asked), generator=generator)[:size]
+    owners = person[asked]
+    unique = owners.unique()
+    order = unique[torch.randperm(len(unique), generator=generator)]
+    counts = torch.stack([(owners == one).sum() for one in order]).cumsum(0)
+    taken = order[: max(1, int((counts <= size).sum()))]
+    positions = torch.isin(owners, taken).nonzero().squeeze(1)
+    return positions[torch.randperm(len(positions), generator=generator)]
+
+
+# ------------------------------------------------------------------------------------------------------------- cells
+
+
+def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
+    """Train the target federation; write its transcript, and rows of utility, cost and claim."""
+    started, bench = time.perf_counter(), Bench(spec, _cache(folder))
+    trained = bench.train([bench.assignment()], target=True)[0]
+    evidence = Evidence(trained.rounds, trained.finals, trained.samples)
+    transcript.save(folder, evidence)
+    predict = bench.predict(trained.secret)
+    each = [bench.utilities(predict, params) for params in trained.finals]
+    metrics = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    measures = score_utility(metrics, bench.floor(), len(bench.prepared.test))
+    rows = [_row(bench, measure, goal="utility") for measure in measures]
+    rows += [_row(bench, measure, goal="cost") for measure in _costs(bench, trained)]
+    claim = bench.stack.claim(bench.federation, bench.shape)
+    rows += [_row(bench, measure, goal="utility") for measure in _claims(claim)]
+    _write(folder, rows, [], time.perf_counter() - started)
+    (folder / "claim.json").write_text(json.dumps({} if claim is None else asdict(claim)))
+
+
+def reference_cell(spec: Mapping[str, Any], folder: Path) -> None:
+    """Train references ``first`` … ``first + count - 1`` under the same defense, with the adversary's own keys."""
+    bench = Bench(spec, _cache(folder))
+    indices = range(spec["first"], spec["first"] + spec["count"])
+    drawn = [bench.reference_assignment(index) for index in indices]
+    finals = bench.train([assignment for assignment, _ in drawn], target=False)
+    tensors: Params = {}
+    for index, (_, included), trained in zip(indices, drawn, finals):
+        tensors[f"{index}//included"] = included
+        tensors |= {f"{index}//final//{name}": value.cpu().contiguous() for name, value in trained.finals[0].items()}
+    save_file(tensors, folder / REFERENCES)
+
+
+def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path]) -> None:
+    """Run one attack under one threat on one recorded federation, and score its guess.
+
+    ``inputs`` has the train cell's folder under "train" and the reference cells' under names that start with "reference".
+    """
+    started, bench = time.perf_counter(), Bench(spec, _cache(folder))
+    threat = Threat(**spec["threat"])
+    plugin = registry.find("attacks", spec["attack"])
+    attack: Attack = plugin.make()
+    where = {"attack": spec["attack"], "goal": attack.goal, "view": threat.view, "key": threat.key_label}
+    reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
+    reason = skip_reason(attack, threat.view, bench.stack, has_references=bool(reference_folders))
+    curves: list[Row] = []
+    if reason is None:
+        try:
+            rows, curves = Trial(bench, threat, inputs["train"], reference_folders).run(attack, spec["attack"], where)
+        except Skip as skip:
+            reason = str(skip)
+    if reason is not None:
+        rows = [_row(bench, Measure("", math.nan, math.nan, math.nan, 0, "higher", "score", reason), status="skipped", **where)]
+    _write(folder, rows, curves, time.perf_counter() - started)
+
+
+class Trial:
+    """One threat against one recorded federation: the scene, and the scoring of whatever an attack guesses there."""
+
+    def __init__(self, bench: Bench, threat: Threat, trained: Path, references: Sequence[Path]) -> None:
+        self.bench, self.threat, self.reference_folders = bench, threat, references
+        self.evidence = transcript.load(trained)
+        prepared = bench.prepared
+        self.secret = bench.secret()
+        self.adversary = keys(*bench.where, "adversary", bench.defense)
+        candidates = prepared.records(prepared.candidates)
+        if prepared.person is not None and threat.unit == "person":
+            candidates = Records(candidates.x, candidates.y, person=prepared.person[prepared.candidates])
+        self.truth: dict[str, Any] = {}
+        self.scene = Scene(
+            bench.task,
+            bench.stack,
+            bench.federation,
+            prepared.pool.classes,
+            prepared.pool.x.shape[1],
+            self.secret,
+            candidates,
+            prepared.records(prepared.auxiliary),
+            int(prepared.member.sum()),
+            self.adversary,
+            self.references,
+            lambda: self.truth["value"],
+            prepared.records(prepared.sites[0]) if threat.view == "site" else None,
+        )
+        self.seen = Seen(self.scene, self.evidence, threat)
+
+    def references(self, count: int) -> list[Reference]:
+        found: list[Reference] = []
+        for folder in self.reference_folders:
+            groups: dict[int, Params] = {}
+            included: dict[int, Tensor] = {}
+            for name, tensor in load_file(folder / REFERENCES).items():
+                index, _, own = name.partition("//")
+                if own == "included":
+                    included[int(index)] = tensor
+                else:
+                    groups.setdefault(int(index), {})[own.removeprefix("final//")] = tensor
+            for index, params in groups.items():
+                assignment, _ = self.bench.reference_assignment(index)
+                secret = self.bench.stack.secret(keys(*assignment.defense_coordinates, "secret"))
+                found.append(Reference(index, included[index], params, partial(self.bench.predict(secret), params)))
+        return sorted(found, key=lambda reference: reference.index)[:count]
+
+    def rng(self, attack: str) -> torch.Generator:
+        threat = self.threat
+        return stream(*self.bench.where, "attack", attack, self.bench.defense, threat.view, threat.key_label)
+
+    def guess(self, attack: Attack, name: str) -> tuple[Guess, Guarded]:
+        guarded = Guarded(self.seen, frozenset(attack.needs))
+        return attack.run(guarded, self.rng(name)), guarded  # type: ignore[arg-type]
+
+    def run(self, attack: Attack, name: str, where: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+        self.truth["value"] = self._truth(attack)
+        guess, guarded = self.guess(attack, name)
+        measures, curves = getattr(self, f"_score_{attack.goal}")(attack, guess)
+        measures += [
+            Measure(f"note:{note}", float(value), math.nan, math.nan, 1, "higher", "flag")
+            for note, value in guess.notes.items()
+            if isinstance(value, int | float)
+        ]
+        if guarded.upper_bound:
+            measures = as_upper_bound(measures, "the truth")
+        if type(attack).__module__.rpartition(".")[2] == "controls":
+            measures = as_control(measures)
+        return [_row(self.bench, measure, **where) for measure in measures], [{**_cell(self.bench), **where, **curve} for curve in curves]
+
+    # ---- truth and scores by goal
+
+    def _truth(self, attack: Attack) -> Any:
+        if attack.goal == "membership":
+            return self.bench.prepared.member.float()
+        if attack.goal == "reconstruction":
+            return self._records(attack)
+        return self.secret
+
+    def _records(self, attack: Attack) -> list[Tensor]:
+        """The records behind each target, in the order in which the observation lists them."""
+        x = self.bench.prepared.pool.x
+        sums = "probe_sums" in attack.needs and "probes" not in attack.needs
+        found: list[Tensor] = []
+        for record in self.evidence.rounds:
+            for probe in record.probes:
+                if sums:
+                    found.append(x[torch.tensor([i for site in probe.probe.records for i in site])])
+                else:
+                    found += [x[torch.tensor(probe.probe.records[message.site])] for message in probe.messages]
+        return found
+
+    def _score_membership(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        from reports.roc import roc_points
+
+        member = self.bench.prepared.member
+        person = self.scene.candidates.person
+        curve = roc_points(guess.value.double().numpy(), member.numpy())
+        points = [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
+        return score_membership(guess.value, member, groups=person), points
+
+    def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        truth = self._records(attack)[: len(guess.value)]
+        controls: dict[str, list[Tensor]] = {}
+        for name in _PRIORS:
+            control = registry.find("attacks", name).make()
+            try:
+                controls[name] = self.guess(_like(control, attack), name)[0].value[: len(truth)]
+            except Skip:
+                continue
+        prepared = self.bench.prepared
+        pool = prepared.pool.x[prepared.candidates]
+        raw = (prepared.mean, prepared.scale)
+        measures = score_reconstruction(guess, truth, pool, self.scene.auxiliary, controls, self.rng("scorer"), raw=raw)
+        curves = [
+            {"curve": f"reconstruction:0:{who}", "x": float(i), "y": float(v)}
+            for who, value in (("truth", truth[0]), ("guess", guess.value[0]))
+            for i, v in enumerate(value[0])
+        ]
+        return measures, curves
+
+    def _score_key(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        bench, final = self.bench, self.evidence.finals[0]
+        if self.secret is None:
+            raise Skip("this defense has no key")
+        if isinstance(guess.value, Mapping):
+            first = next(record for record in self.evidence.rounds if record.probes or record.messages)
+            width = bench.stack.prepare(bench.prepared.pool.x[:1], self.secret).shape[1]
+            module = build(bench.task, bench.stack, width, bench.prepared.pool.classes, self.secret, stream("skeleton"))
+            module.load_state_dict(first.broadcast)
+            derived = bench.stack.derived(module)
+            if not derived:
+                raise Skip("this defense derives no tensor from its key that an attack could aim for")
+            return score_vectors(guess.value, derived), []
+        headline = next(iter(bench.floor()))
+        opened = [bench.utilities(bench.predict(key, keyless=key is None), final)[headline] for key in guess.value]
+        right = bench.utilities(bench.predict(self.secret), final)[headline]
+        return score_key(opened, right, bench.floor()[headline]), []
+
+
+def _like(control: Attack, attack: Attack) -> Attack:
+    """A control that looks where the attack looks: at single messages or at sums."""
+    if "probe_sums" in attack.needs and "probes" not in attack.needs and hasattr(control, "of_sums"):
+        made: Attack = control.of_sums()
+        return made
+    return control
+
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+def _cell(bench: Bench) -> Row:
+    data = bench.spec["data"].get("name") or Path(str(bench.spec["data"]["path"])).stem
+    return {"suite": bench.spec["suite"], "task": bench.spec["task"], "data": data, "defense": bench.defense, "seed": bench.spec["seed"]}
+
+
+def _row(bench: Bench, measure: Measure, *, goal: str, attack: str = "", view: str = "", key: str = "", status: str = "ok") -> Row:
+    row = {**_cell(bench), "attack": attack, "goal": goal, "view": view, "key": key, "status": status, **asdict(measure)}
+    return {**row, "unit": bench.spec["split"].get("unit", "record")}
+
+
+def _claims(claim: Claim | None) -> list[Measure]:
+    if claim is None or claim.epsilon is None:
+        return []
+    nan = math.nan
+    rows = [Measure("epsilon", claim.epsilon, nan, nan, len(claim.per_site), "lower", "claim", claim.sentence)]
+    rows += [Measure(f"epsilon:site {i}", value, nan, nan, 1, "lower", "claim") for i, value in enumerate(claim.per_site)]
+    return rows
+
+
+def _costs(bench: Bench, trained: Trained) -> list[Measure]:
+    sent = [sum(t.numel() * t.element_size() for m in r.messages for t in m.payload.values()) for r in trained.rounds]
+    back = [sum(t.numel() * t.element_size() for t in r.broadcast.values()) * len(r.messages) for r in trained.rounds]
+    measured = {
+        "training_seconds": trained.seconds,
+        "samples_per_second": trained.samples / max(trained.seconds, 1e-9),
+        "peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024,
+        "bytes_up_per_round": sum(sent) / len(sent) if sent else 0.0,
+        "bytes_down_per_round": sum(back) / len(back) if back else 0.0,
+        "parameters": float(sum(t.numel() for t in trained.finals[0].values())),
+    }
+    higher = {"samples_per_second"}
+    return [Measure(n, v, math.nan, math.nan, 1, "higher" if n in higher else "lower", "cost") for n, v in measured.items()]
+
+
+def _write(folder: Path, rows: Sequence[Row], curves: Sequence[Row], seconds: float) -> None:
+    (folder / ROWS).write_text(json.dumps([{**row, "seconds": seconds} for row in rows]))
+    (folder / CURVES).write_text(json.dumps(list(curves)))
+
+
+def _cache(folder: Path) -> Path:
+    """Prepared data is kept beside the cells' folders."""
+    return folder.parent.parent / "prepared"
+
+
+__all__ = ["Bench", "Defense", "Trial", "attack_cell", "reference_cell", "train_cell"]

@@ -1,0 +1,115 @@
+"""A stack of defense layers that acts as one defense: ``infl:published+secure_aggregation``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from suites.contracts import Card, Claim, Defense, Federation, KeySource, Params, RequestError, Secret, Shape, Skip
+
+
+class Stack(Defense):
+    """Layers in the order given; an empty stack is plain FedAvg.
+
+    ``prepare``, ``model``, ``noise`` and ``encode`` compose left to right. At most one layer clips, at most one is a channel, and a
+    channel comes last, since nothing can be changed once it is masked.
+    """
+
+    def __init__(self, layers: Sequence[Defense] = ()) -> None:
+        self.layers = tuple(layers)
+        clipping = [layer for layer in self.layers if layer.clip is not None]
+        channels = [layer for layer in self.layers if layer.channel is not None]
+        topologies = {layer.topology for layer in self.layers} - {"federated"}
+        if len(clipping) > 1:
+            raise RequestError("two layers of this stack clip records; keep one, since noise is calibrated to a single clipping norm")
+        if len(channels) > 1 or (channels and self.layers[-1] is not channels[0]):
+            raise RequestError("a channel such as secure_aggregation must be the one last layer of a stack: move it to the end after '+'")
+        if topologies and len(self.layers) > 1:
+            raise RequestError(f"{topologies.pop()!r} exchanges no updates, so nothing can be stacked on it with '+'; name it alone")
+        self.clip = clipping[0].clip if clipping else None
+        self.channel = channels[0].channel if channels else None
+        self.topology = topologies.pop() if topologies else "federated"
+
+    def plan(self, federation: Federation, shape: Shape) -> Stack:
+        return Stack([layer.plan(federation, shape) for layer in self.layers])
+
+    # A composite secret keeps each layer's tensors under "<position>/<name>".
+    def _part(self, secret: Secret | None, position: int) -> Secret | None:
+        if secret is None:
+            return None
+        prefix = f"{position}/"
+        own = {name.removeprefix(prefix): secret[name] for name in secret.names if name.startswith(prefix)}
+        return Secret(**own) if own else None
+
+    @staticmethod
+    def _join(parts: dict[int, Secret | None]) -> Secret | None:
+        tensors = {f"{position}/{name}": part[name] for position, part in parts.items() if part is not None for name in part.names}
+        return Secret(**tensors) if tensors else None
+
+    def secret(self, rng: KeySource) -> Secret | None:
+        return self._join({i: layer.secret(rng.child("layer", i)) for i, layer in enumerate(self.layers)})
+
+    def weaken(self, secret: Secret, fraction: float, rng: KeySource) -> Secret:
+        parts: dict[int, Secret | None] = {}
+        for i, layer in enumerate(self.layers):
+            own = self._part(secret, i)
+            parts[i] = None if own is None else layer.weaken(own, fraction, rng.child("layer", i))
+        joined = self._join(parts)
+        if joined is None:
+            raise Skip("no layer of this stack holds a key")
+        return joined
+
+    def prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer.prepare(x, self._part(secret, i))
+        return x
+
+    def restore(self, x: Tensor, secret: Secret | None) -> Tensor:
+        for i, layer in reversed(list(enumerate(self.layers))):
+            x = layer.restore(x, self._part(secret, i))
+        return x
+
+    def model(self, net: nn.Module, secret: Secret | None) -> nn.Module:
+        for i, layer in enumerate(self.layers):
+            net = layer.model(net, self._part(secret, i))
+        return net
+
+    def without_key(self, module: nn.Module) -> nn.Module:
+        for layer in reversed(self.layers):
+            module = layer.without_key(module)
+        return module
+
+    def derived(self, module: nn.Module) -> Params:
+        return {name: tensor for layer in self.layers for name, tensor in layer.derived(module).items()}
+
+    def noise(self, clipped_sum: Params, rng: torch.Generator) -> Params:
+        for layer in self.layers:
+            clipped_sum = layer.noise(clipped_sum, rng)
+        return clipped_sum
+
+    @property
+    def encodes(self) -> bool:
+        """Whether any layer changes a site's update on its way out."""
+        return any(type(layer).encode is not Defense.encode for layer in self.layers)
+
+    def encode(self, update: Params, rng: torch.Generator) -> Params:
+        for layer in self.layers:
+            update = layer.encode(update, rng)
+        return update
+
+    @property
+    def prepares(self) -> bool:
+        """Whether any layer changes the records that a site feeds its model."""
+        return any(type(layer).prepare is not Defense.prepare for layer in self.layers)
+
+    def claim(self, federation: Federation, shape: Shape) -> Claim | None:
+        """The strongest formal claim of the layers: differential privacy before a key, a key before none."""
+        claims = [claim for layer in self.layers if (claim := layer.claim(federation, shape)) is not None]
+        return min(claims, key=lambda claim: ("dp", "keyed", "none").index(claim.kind), default=None)
+
+    @property
+    def cards(self) -> list[tuple[str, Card]]:
+        """Each layer's card, by class name."""
+        return [(type(layer).__name__, layer.card) for layer in self.layers if layer.card is not None]

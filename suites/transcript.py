@@ -1,0 +1,79 @@
+"""A federation's transcript on disk: everything that crossed the wire, as safetensors plus a JSON index. No secret is ever in it.
+
+``wire.safetensors`` holds tensors under ``round/<i>/…``; ``wire.json`` says what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from suites.contracts import Message, Params, Probe, ProbeRecord, Round
+from suites.observation import Evidence
+
+TENSORS, INDEX = "wire.safetensors", "wire.json"
+
+
+def save(folder: Path, evidence: Evidence) -> None:
+    """Write the transcript into ``folder``."""
+    tensors: Params = {}
+    index: dict[str, Any] = {"finals": len(evidence.finals), "samples": evidence.samples, "rounds": []}
+    for i, params in enumerate(evidence.finals):
+        _put(tensors, f"final/{i}", params)
+    for record in evidence.rounds:
+        at = f"round/{record.index}"
+        _put(tensors, f"{at}/broadcast", record.broadcast)
+        _put(tensors, f"{at}/combined", record.combined)
+        index["rounds"].append({"index": record.index, "messages": _messages(tensors, at, record.messages), "probes": []})
+        for n, probe in enumerate(record.probes):
+            _put(tensors, f"{at}/probe/{n}/combined", probe.combined)
+            entry = {"probe": asdict(probe.probe), "messages": _messages(tensors, f"{at}/probe/{n}", probe.messages)}
+            index["rounds"][-1]["probes"].append(entry)
+    save_file(tensors, folder / TENSORS)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def load(folder: Path, device: str | torch.device = "cpu") -> Evidence:
+    """Read a transcript back."""
+    index = json.loads((folder / INDEX).read_text())
+    groups: dict[str, Params] = {}
+    for name, tensor in load_file(folder / TENSORS, device=str(device)).items():
+        prefix, _, own = name.partition("//")
+        groups.setdefault(prefix, {})[own] = tensor
+    rounds = []
+    for entry in index["rounds"]:
+        at = f"round/{entry['index']}"
+        probes = []
+        for n, probe in enumerate(entry["probes"]):
+            spec = {**probe["probe"], "records": tuple(tuple(site) for site in probe["probe"]["records"])}
+            messages = _read(groups, f"{at}/probe/{n}", probe["messages"])
+            probes.append(ProbeRecord(Probe(**spec), messages, groups.get(f"{at}/probe/{n}/combined", {})))
+        messages = _read(groups, at, entry["messages"])
+        rounds.append(Round(entry["index"], groups[f"{at}/broadcast"], messages, groups[f"{at}/combined"], tuple(probes)))
+    return Evidence(rounds, [groups[f"final/{i}"] for i in range(index["finals"])], index["samples"])
+
+
+def _put(tensors: Params, prefix: str, params: Params) -> None:
+    for name, tensor in params.items():
+        tensors[f"{prefix}//{name}"] = _own(tensor)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A dense copy where a tensor is a view of another's memory, which safetensors refuses."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _messages(tensors: Params, at: str, messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+    for n, message in enumerate(messages):
+        _put(tensors, f"{at}/message/{n}", message.payload)
+    return [{"site": m.site, "kind": m.kind, "records": m.records} for m in messages]
+
+
+def _read(groups: dict[str, Params], at: str, entries: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message(e["site"], e["kind"], groups.get(f"{at}/message/{n}", {}), e["records"]) for n, e in enumerate(entries))
