@@ -59,7 +59,7 @@ def schedule(lane: Lane, local: Local, *, poisson: bool) -> list[Tensor]:
             for _ in range(-(-n // batch)):
                 steps.append(lane.records[torch.rand(n, generator=lane.batches) < batch / n])
         else:
-            steps.extend(lane.records[torch.randperm(n, generator=lane.batches)].split(batch))
+            steps.extend(torch.split(lane.records[torch.randperm(n, generator=lane.batches)], batch))
     return steps
 
 
@@ -166,7 +166,7 @@ class Trainer:
         rows = max(1, *(len(batch) for batch in batches))
         widths = [mask.width for _, mask in self.masks]
         drawn = torch.stack([torch.rand(rows, sum(widths), generator=lane.dropout) for lane in self.lanes]).to(self.device)
-        parts = drawn.split(widths, dim=-1)
+        parts = torch.split(drawn, widths, dim=-1)
         return {name: (part >= mask.p) / (1.0 - mask.p) for (name, mask), part in zip(self.masks, parts)}
 
     def _gradient(self, state: Params, batches: Sequence[Tensor], expected: Sequence[int]) -> None:

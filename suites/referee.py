@@ -103,7 +103,7 @@ class Bench:
             sites = tuple(part for part in records.tensor_split(cuts) if len(part) >= 2)
         else:
             home = self.prepared.site_of[records]
-            sites = tuple(part for site in home.unique() if len(part := records[home == site]) >= 2)
+            sites = tuple(part for site in torch.unique(home) if len(part := records[home == site]) >= 2)
         return Assignment(sites, own, (*own, self.defense)), included
 
     def probes(self) -> list[Probe]:
@@ -165,7 +165,7 @@ def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torc
     if person is None:
         return torch.randperm(len(asked), generator=generator)[:size]
     owners = person[asked]
-    unique = owners.unique()
+    unique = torch.unique(owners)
     order = unique[torch.randperm(len(unique), generator=generator)]
     counts = torch.stack([(owners == one).sum() for one in order]).cumsum(0)
     taken = order[: max(1, int((counts <= size).sum()))]
@@ -271,10 +271,10 @@ class Trial:
                     included[int(index)] = tensor
                 else:
                     groups.setdefault(int(index), {})[own.removeprefix("final//")] = tensor
-            for index, params in groups.items():
-                assignment, _ = self.bench.reference_assignment(index)
+            for k, params in groups.items():
+                assignment, _ = self.bench.reference_assignment(k)
                 secret = self.bench.stack.secret(keys(*assignment.defense_coordinates, "secret"))
-                found.append(Reference(index, included[index], params, partial(self.bench.predict(secret), params)))
+                found.append(Reference(k, included[k], params, partial(self.bench.predict(secret), params)))
         return sorted(found, key=lambda reference: reference.index)[:count]
 
     def rng(self, attack: str) -> torch.Generator:
@@ -283,7 +283,7 @@ class Trial:
 
     def guess(self, attack: Attack, name: str) -> tuple[Guess, Guarded]:
         guarded = Guarded(self.seen, frozenset(attack.needs))
-        return attack.run(guarded, self.rng(name)), guarded  # type: ignore[arg-type]
+        return attack.run(guarded, self.rng(name)), guarded
 
     def run(self, attack: Attack, name: str, where: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
         self.truth["value"] = self._truth(attack)
