@@ -1,0 +1,114 @@
+"""The ends of every scale: guesses without the message, and the truth itself. A score means something only between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.gradient_inversion.closed_form import ClosedForm
+from attacks.gradient_inversion.labels import label_list
+from attacks.gradient_inversion.message import known_count
+from suites.contracts import Goal, Guess, Observation, Sees, Target
+
+
+class RandomGuess:
+    """Control: draws from N(0, 1) in public units, the prior of a standardised record."""
+
+    goal: ClassVar[Goal] = "reconstruction"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probes"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        features = known_count(seen.known, "features")
+        return Guess([torch.randn(target.batch, features, generator=rng) for target in self.messages(seen)])
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.targets
+
+
+class ClassMean:
+    """Control: the auxiliary mean of each record's class, the class read off the output bias; the overall mean where there is none."""
+
+    goal: ClassVar[Goal] = "reconstruction"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "predict", "key"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        features, classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
+        public = seen.auxiliary
+        overall = public.x.mean(0) if len(public) else torch.zeros(features)
+        means = [public.x[public.y == c].mean(0) if bool((public.y == c).any()) else overall for c in range(classes)]
+        values = []
+        for target in self.messages(seen):
+            outputs = seen.predict(target.params, public.x, seen.key).detach() if len(public) else None
+            labels = label_list(target, classes, outputs)
+            rows = [overall] * target.batch if labels is None else [means[int(label)] for label in labels]
+            values.append(torch.stack(rows))
+        return Guess(values)
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.targets
+
+
+class NearestAuxiliary:
+    """Control: the auxiliary record nearest to what the closed form reads, which is no reconstruction but a plausible stand-in."""
+
+    goal: ClassVar[Goal] = "reconstruction"
+    needs: ClassVar[frozenset[Sees]] = ClosedForm.needs
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        guess, public = ClosedForm().run(seen, rng), seen.auxiliary.x
+        return Guess([_nearest(value, public) for value in guess.value])
+
+
+class RandomGuessOfSum(RandomGuess):
+    """Control where only sums of messages are seen: draws from N(0, 1) in public units."""
+
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums"})
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.target_sums
+
+
+class ClassMeanOfSum(ClassMean):
+    """Control where only sums of messages are seen: the auxiliary class means by the label counts of the whole sum."""
+
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums", "auxiliary", "predict", "key"})
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.target_sums
+
+
+class OracleReconstruction:
+    """Control: the true records; the upper end of the scale."""
+
+    goal: ClassVar[Goal] = "reconstruction"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"oracle"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        return Guess(seen.oracle())
+
+
+class RandomMembership:
+    """Control: uniform scores."""
+
+    goal: ClassVar[Goal] = "membership"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"candidates"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        return Guess(torch.rand(len(seen.candidates), generator=rng))
+
+
+class OracleMembership:
+    """Control: the true membership; the upper end of the scale."""
+
+    goal: ClassVar[Goal] = "membership"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"oracle"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        return Guess(torch.as_tensor(seen.oracle()).float())
+
+
+def _nearest(value: Tensor, public: Tensor) -> Tensor:
+    return public[torch.cdist(value.to(public.dtype), public).argmin(1)] if len(public) else torch.zeros_like(value)

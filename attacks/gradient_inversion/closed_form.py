@@ -1,0 +1,122 @@
+"""The records behind a gradient, read off the first linear layer: dL/dW_i = g_i x and dL/db_i = g_i, so x = dW_i / db_i.
+
+Sources: Phong et al. 2018 (one record), Geiping et al. 2020 (any dense layer). Three cases, told apart by what the adversary sees:
+
+- *plain*: the rows agree; x comes back with scale and sign.
+- *keyed rows*: a key scales row i by s_i, so dW is still of rank one and x its right singular vector; the sign is the majority of
+  the rows' and the scale that of a typical auxiliary record.
+- *noise*: dW is a rank-one spike in noise. Its singular vector is shrunk by the cosine that the spiked model predicts from the spectrum
+  (Benaych-Georges and Nadakuditi 2012), down to the prior mean 0 below the detection threshold.
+
+For a batch each row is a weighted mean of records: the rows whose ratio looks most like one record (by its norm) are returned.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.gradient_inversion.labels import label_list
+from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count
+from suites.contracts import Goal, Guess, Observation, Sees, Target
+
+AGREE = 0.05  # relative spread of the rows' scales up to which no key is suspected
+UNDECIDED = 0.5  # votes below this leave the sign to the auxiliary records
+CLEAN = 1e-3  # second over first singular value up to which a message counts as free of noise
+
+
+class ClosedForm:
+    """Records from the ratio of the first layer's weight and bias gradients: exact for one record, rows of a batch else."""
+
+    goal: ClassVar[Goal] = "reconstruction"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict", "key"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        features, classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
+        key, public = seen.key, seen.auxiliary.x
+        norm = float(public.norm(dim=1).median()) if len(public) else float(features) ** 0.5
+        values, trust, proven, kinds = [], [], [], set()
+        for target in seen.targets:
+            raw, confidence, kind = invert(target, features, norm, public)
+            value = seen.restore(raw.float(), key)
+            outputs = seen.predict(target.params, public, key).detach() if len(public) else None
+            labels = label_list(target, classes, outputs)
+            values.append(value)
+            trust.append(confidence)
+            proven.append(labels is not None and certified(seen, target, value, labels, key))
+            kinds.add(kind)
+        return Guess(values, torch.tensor(trust), torch.tensor(proven), {"cases": "+".join(sorted(kinds))})
+
+
+def invert(target: Target, features: int, norm: float, public: Tensor) -> tuple[Tensor, float, str]:
+    """Model-input records [B, F'], the expected cosine, and which case it was."""
+    gradient = as_gradient(target)
+    layer = first_linear(gradient, features)
+    weight = gradient[layer.weight].double()  # [H, F']
+    bias = gradient[layer.bias].double() if layer.bias else None
+    if target.batch > 1 and bias is not None:
+        return _rows(weight, bias, target.batch, norm), 0.0, "batch"
+    left, direction, spike, cosine = _spike(weight)
+    if spike == 0 or cosine == 0:
+        return torch.zeros(target.batch, weight.shape[1], dtype=weight.dtype, device=weight.device), 0.0, "nothing"
+    if bias is None:
+        return _signed(direction, 0.0, public).mul(norm * cosine).expand(target.batch, -1), cosine, "no bias"
+    vote = float((left * bias).sum() / (left.norm() * bias.norm()).clamp_min(1e-300))  # 1 where all rows agree
+    noisy = cosine < 1 - CLEAN**2
+    plain = abs(vote) > 1 - AGREE
+    if plain and not noisy:
+        return (direction * (spike * (left @ bias) / (bias @ bias)))[None], cosine, "plain"
+    signs = (left * bias).sign()
+    majority = vote * len(left) ** 0.5 if noisy else float(signs.sum() / signs.abs().sum().sqrt())  # in standard deviations of a coin's
+    return (_signed(direction, majority, public) * norm * cosine)[None], cosine, "noise" if noisy else "keyed rows"
+
+
+def _spike(weight: Tensor) -> tuple[Tensor, Tensor, float, float]:
+    """Leading left [H] and right [F'] singular vectors, the noise-free singular value, and the cosine to expect of the right one."""
+    values, vectors = torch.linalg.eigh(weight @ weight.T)
+    values = values.clamp_min(0).flip(0)
+    left = vectors[:, -1]
+    top = float(values[0].sqrt())
+    if top == 0:
+        return left, weight.new_zeros(weight.shape[1]), 0.0, 0.0
+    right = (left @ weight) / top
+    rows, columns = weight.shape
+    noise = float(values[1:].mean()) / columns if rows > 1 else 0.0  # the variance of one entry
+    if values[min(1, rows - 1)].sqrt() <= CLEAN * top or noise == 0:
+        return left, right, top, 1.0
+    aspect, energy = rows / columns, float(values[0]) / (columns * noise)
+    # energy = (1 + t)(aspect + t) / t with t the squared strength of the spike: the larger root, if it is real
+    half = (energy - 1 - aspect) / 2
+    root = half**2 - aspect
+    strength = half + root**0.5 if root > 0 and half > 0 else 0.0
+    if strength <= aspect**0.5:
+        return left, right, 0.0, 0.0
+    cosine = max(1 - (aspect + strength) / (strength * (strength + 1)), 0.0) ** 0.5
+    return left, right, (strength * columns * noise) ** 0.5, cosine
+
+
+def _signed(direction: Tensor, vote: float, public: Tensor) -> Tensor:
+    """The direction [F'] with its sign: by the rows' vote, or where that is split by likeness to the auxiliary records."""
+    if abs(vote) < UNDECIDED and len(public) and public.shape[1] == len(direction):
+        likeness = torch.nn.functional.normalize(public.double(), dim=1) @ direction
+        top = min(5, len(likeness))
+        vote = float(likeness.topk(top).values.mean() + likeness.topk(top, largest=False).values.mean())
+    return direction if vote >= 0 else -direction
+
+
+def _rows(weight: Tensor, bias: Tensor, batch: int, norm: float) -> Tensor:
+    """``batch`` ratios dW_i / db_i [batch, F']: those of a typical record's norm first, then the one least like those taken."""
+    ratio = weight / torch.where(bias == 0, 1e-30, bias)[:, None]
+    sizes = ratio.norm(dim=1)
+    plausible = (sizes.clamp_min(1e-30).log() - torch.log(torch.tensor(norm, dtype=sizes.dtype))).abs()
+    order = plausible.argsort()[: max(4 * batch, batch)]
+    unit = torch.nn.functional.normalize(ratio[order], dim=1)
+    chosen = [0]
+    while len(chosen) < min(batch, len(order)):
+        closest = (unit @ unit[chosen].T).max(1).values
+        closest[chosen] = torch.inf
+        chosen.append(int(closest.argmin()))
+    picked = ratio[order[chosen]]
+    return torch.cat([picked, picked.new_zeros(batch - len(picked), picked.shape[1])])

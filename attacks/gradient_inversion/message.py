@@ -1,0 +1,85 @@
+"""What any adversary reads off one message first: its first linear layer, its output bias, its gradient, and a certificate.
+
+Everything here follows from names and shapes on the wire, so it holds for any architecture whose layers are called
+``<layer>.weight`` and ``<layer>.bias``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from suites.contracts import Fact, Observation, Params, Secret, Skip, Target
+
+CERTIFIED = 1e-6  # relative L2 distance below which a simulated message counts as the received one
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Names of one linear layer's tensors on the wire; ``bias`` is None where the layer has none."""
+
+    weight: str
+    bias: str | None
+
+
+def known_count(known: Mapping[str, Fact], name: str) -> int:
+    """A public count such as ``features`` or ``classes``."""
+    value = known[name].value
+    return value if isinstance(value, int) else len(value)
+
+
+def _layers(update: Params) -> list[Layer]:
+    found = []
+    for name, tensor in update.items():
+        if tensor.ndim == 2 and name.endswith("weight"):
+            bias = name.removesuffix("weight") + "bias"
+            found.append(Layer(name, bias if bias in update and update[bias].shape == tensor.shape[:1] else None))
+    return found
+
+
+def first_linear(update: Params, features: int) -> Layer:
+    """The layer that reads the records: the first as wide as they are, else (a key may change the width) the widest one.
+
+    Raises ``Skip`` where the message holds no linear layer.
+    """
+    layers = _layers(update)
+    if not layers:
+        raise Skip("the message holds no linear layer, so nothing can be read off a first one")
+    exact = [layer for layer in layers if update[layer.weight].shape[1] == features]
+    return exact[0] if exact else max(layers, key=lambda layer: update[layer.weight].shape[1])
+
+
+def output_bias(gradient: Params, classes: int) -> str | None:
+    """The bias of the output layer, or None: it is as long as there are classes, and its cross-entropy gradient sums to zero."""
+    named = [layer.bias for layer in _layers(gradient) if layer.bias is not None and len(gradient[layer.bias]) == classes]
+    balanced = [name for name in named if gradient[name].sum().abs() <= 1e-3 * gradient[name].abs().sum()]
+    if balanced:
+        return balanced[-1]
+    return min(reversed(named), key=lambda name: name.count(".")) if named else None  # sub-modules (modulators) are nested deeper
+
+
+def as_gradient(target: Target) -> Params:
+    """The message as a gradient of the mean loss: exact for gradients and one SGD step, else its mean over the steps (Adam: its sign)."""
+    update = {name: tensor for name, tensor in target.update.items() if tensor.is_floating_point()}
+    if target.optimiser == "gradient":
+        return update
+    rate = target.lr * target.steps or 1.0
+    return {name: tensor / -rate for name, tensor in update.items()}
+
+
+def distance(simulated: Params, received: Params) -> Tensor:
+    """Relative L2 distance of two messages; what was received but not simulated counts as missed (running statistics apart)."""
+    names = [name for name, tensor in received.items() if tensor.is_floating_point() and "running_" not in name]
+    missed = {name: simulated[name].double() if name in simulated else torch.zeros_like(received[name]).double() for name in names}
+    gap = torch.stack([(missed[name] - received[name].double()).square().sum() for name in names]).sum()
+    size = torch.stack([received[name].double().square().sum() for name in names]).sum()
+    return (gap / size.clamp_min(1e-300)).sqrt()
+
+
+def certified(seen: Observation, target: Target, x: Tensor, y: Tensor, key: Secret | None) -> bool:
+    """Whether records ``x`` [B, F] with labels ``y`` reproduce the received message; needs no truth."""
+    simulated = seen.simulate(target, x.to(target.params[next(iter(target.params))].dtype), y, key)
+    return bool(distance(simulated, target.update) <= CERTIFIED)

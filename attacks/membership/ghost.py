@@ -1,0 +1,122 @@
+"""Inner products of updates with every record's gradient, without ever forming a gradient.
+
+A linear layer's gradient of record i is ``d_i a_i^T`` with input a_i and output derivative d_i, so its inner product with a weight
+delta D is ``d_i . (D a_i)`` and its squared norm ``|d_i|^2 |a_i|^2``. Inputs and outputs are noted while the public model function
+runs, so any model built from ``linear`` and ``layer_norm`` calls will do, keyed ones included: there the *effective* weight of the call
+is compared before and after the update. Parameters that enter no such call stay out of both products and norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from suites.contracts import Params, Skip
+
+Predict = Callable[[Params], Tensor]  # parameters -> outputs [n, K] of fixed records
+
+
+@dataclass(slots=True)
+class _Call:
+    inside: Tensor  # a: input of a linear layer, or the normalised input of a layer norm [n, I]
+    outside: Tensor  # its output [n, O]
+    weight: Tensor
+    bias: Tensor | None
+    elementwise: bool
+
+
+class _Notes(TorchFunctionMode):
+    """Writes down the linear and layer-norm calls of one forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.linear and out.ndim == 2:
+            named = {**dict(zip(("input", "weight", "bias"), args)), **(kwargs or {})}
+            self.calls.append(_Call(named["input"], out, named["weight"], named.get("bias"), False))
+        elif func is torch.nn.functional.layer_norm and out.ndim == 2:
+            named = {**dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args)), **(kwargs or {})}
+            if named.get("weight") is not None:
+                with torch.no_grad():
+                    plain = torch.nn.functional.layer_norm(named["input"], named["normalized_shape"], eps=named.get("eps", 1e-5))
+                self.calls.append(_Call(plain, out, named["weight"], named.get("bias"), True))
+        return out
+
+
+def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, updates: Sequence[Params]) -> Tensor:
+    """Cosine [S, n] of each update with the *negative* gradient of each record's loss at ``params``; higher for members.
+
+    ``loss`` maps outputs [n, K] to per-record losses [n]. Raises ``Skip`` where the model function has no linear layer.
+    """
+    leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
+    with torch.enable_grad(), _Notes() as notes:
+        outputs = predict(leaves)
+    calls = [call for call in notes.calls if call.outside.requires_grad]
+    if not calls:
+        raise Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(loss(outputs).sum(), [call.outside for call in calls], allow_unused=True)
+    used = [(index, call, -slope) for index, (call, slope) in enumerate(zip(calls, slopes)) if slope is not None]
+    names = {id(tensor): name for name, tensor in leaves.items()}
+    with torch.no_grad():
+        deltas = _Deltas(predict, params, updates, calls, names)
+        dot, record, size = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        for index, call, slope in used:
+            a, norms = call.inside, slope.square()
+            weight, bias = deltas.of(index, call)  # [S, O, I] or [S, O], [S, O]
+            if call.elementwise:
+                dot = dot + weight @ (slope * a).T
+                record = record + (norms * a.square()).sum(1)
+            else:
+                dot = dot + torch.einsum("nso,no->sn", (a @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]), slope)
+                record = record + norms.sum(1) * a.square().sum(1)
+            size = size + weight.flatten(1).square().sum(1)
+            if bias is not None:
+                dot, record, size = dot + bias @ slope.T, record + norms.sum(1), size + bias.square().sum(1)
+        result: Tensor = dot / (record.sqrt()[None] * size.sqrt()[:, None]).clamp_min(1e-30)
+        return result
+
+
+class _Deltas:
+    """How each call's weight and bias change with each update: the update itself where they are parameters, else by a second run."""
+
+    def __init__(self, predict: Predict, params: Params, updates: Sequence[Params], calls: Sequence[_Call], names: dict[int, str]) -> None:
+        self.updates, self.names = updates, names
+        self.after: list[list[_Call]] = []
+        if any(id(t) not in names for call in calls for t in (call.weight, call.bias) if t is not None):
+            for update in updates:
+                moved = {name: (t + update[name] if name in update else t).detach() for name, t in params.items()}
+                for tensor in moved.values():
+                    tensor.requires_grad_(tensor.is_floating_point())
+                with torch.enable_grad(), _Notes() as notes:
+                    predict(moved)
+                self.after.append([call for call in notes.calls if call.outside.requires_grad])
+
+    def of(self, index: int, call: _Call) -> tuple[Tensor, Tensor | None]:
+        weight = self._delta(call.weight, [calls[index].weight for calls in self.after])
+        if call.bias is None:
+            return weight, None
+        return weight, self._delta(call.bias, [_given(calls[index].bias) for calls in self.after])
+
+    def _delta(self, before: Tensor, after: list[Tensor]) -> Tensor:
+        name = self.names.get(id(before))
+        if name is not None:
+            return torch.stack([update[name] for update in self.updates]) if name in self.updates[0] else _zeros(before, len(self.updates))
+        return torch.stack([tensor - before for tensor in after]).detach()
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # the same model function called the same layer with a bias
+    return tensor
+
+
+def _zeros(like: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, *like.shape, dtype=like.dtype, device=like.device)

@@ -1,0 +1,26 @@
+"""Members are fitted better: the loss of the released model as the membership score (Yeom et al. 2018)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from suites.contracts import Goal, Guess, Observation, Secret, Sees
+
+
+class LossThreshold:
+    """Membership by the negative loss of the released model."""
+
+    goal: ClassVar[Goal] = "membership"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"released", "candidates", "predict", "key"})
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        with torch.no_grad():
+            outputs = seen.predict(seen.released, seen.candidates.x, key_to_use(seen))
+            return Guess(-seen.loss(outputs, seen.candidates.y))
+
+
+def key_to_use(seen: Observation) -> Secret | None:
+    """The held key, else one of the adversary's own drawing: who holds none can still draw, and wrong keys may open the model."""
+    return seen.key if seen.key is not None else seen.draw_key(0)
