@@ -1,0 +1,205 @@
+"""Reads what a cohort needs out of an .h5ad file and nothing else.
+
+Straight from HDF5 in blocks: the values go into one dense float32 matrix and never exist twice, whatever the file's layout (dense,
+CSR, CSC; any number type), and obsm, layers or neighbour graphs that nobody asked for stay on disk. Covers the encodings of
+anndata 0.6 (scanpy's embedded cohort) to today; anndata itself, a second to import, is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from suites.errors import RequestError, did_you_mean
+
+_BLOCK = 1 << 24  # bytes of values read at a time
+_MISSING = {"", "nan", "NaN", "NA", "<NA>"}
+
+
+@contextmanager
+def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
+    """The open file; RequestError where there is none or it is no .h5ad."""
+    where = Path(path).expanduser()
+    if not where.exists():
+        near = [p.name for p in where.parent.glob("*.h5ad")] if where.parent.is_dir() else []
+        raise RequestError(f"there is no file {where}{did_you_mean(where.name, near) if near else '; check the path'}")
+    if where.is_dir() or not h5py.is_hdf5(where):
+        raise RequestError(f"{where} is not an .h5ad file (not HDF5); write one with anndata's adata.write_h5ad('{where.stem}.h5ad')")
+    try:
+        file = h5py.File(where, "r")
+    except OSError as error:
+        raise RequestError(
+            f"{where} cannot be read as HDF5 ({str(error).split('(')[-1].rstrip(')')}); copy or download it again"
+        ) from error
+    with file:
+        if "obs" not in file or "var" not in file:
+            raise RequestError(f"{where} is HDF5 but not an .h5ad: it has no obs and var tables; write it with anndata's write_h5ad")
+        yield file
+
+
+# ------------------------------------------------------------------------------------------------------------------ obs and var
+
+
+def columns(file: h5py.File, table: str = "obs") -> list[str]:
+    """The table's columns in alphabetical order, without its index."""
+    held = file[table]
+    names = held.dtype.names if isinstance(held, h5py.Dataset) else [n for n in held if not n.startswith("__")]
+    return sorted(set(names) - {_index(held)})
+
+
+def index(file: h5py.File, table: str) -> NDArray[np.object_]:
+    """The names of the records (obs) or features (var), as text."""
+    held = file[table]
+    name = _index(held)
+    if isinstance(held, h5py.Dataset):
+        return _text(held[name])
+    if name not in held:
+        raise RequestError(
+            f"{file.filename} has no {table} names, so that its rows cannot be told apart; write it with anndata's write_h5ad"
+        )
+    return _text(_read(held[name], f"{table} names"))
+
+
+def column(file: h5py.File, name: str) -> NDArray[np.object_]:
+    """One obs column as text [N], None where missing; RequestError with the nearest and all names where there is no such column."""
+    known = columns(file)
+    if name not in known:
+        listed = ", ".join(known) or "none"
+        near = did_you_mean(name, known)
+        raise RequestError(f"{file.filename} has no obs column '{name}'{near if 'mean' in near else ''}; its columns: {listed}")
+    held = file["obs"]
+    if not isinstance(held, h5py.Dataset):
+        return _text(_read(held[name], f"obs column '{name}'"))
+    values = held[name]  # anndata before 0.7: one compound table, categories aside in uns
+    categories = file.get(f"uns/{name}_categories")
+    return _text(values if categories is None else _decode(np.asarray(values), _text(categories[()])))
+
+
+def _index(held: h5py.Dataset | h5py.Group) -> str:
+    if isinstance(held, h5py.Dataset):
+        return next((name for name in ("index", "_index") if name in held.dtype.names), held.dtype.names[0])
+    name = held.attrs.get("_index", "_index")
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _read(held: h5py.Dataset | h5py.Group, what: str) -> NDArray[Any]:
+    """A stored column: plain, categorical or nullable; missing entries are None."""
+    if isinstance(held, h5py.Dataset):
+        values: NDArray[Any] = held[()]
+        categories = held.attrs.get("categories")  # anndata 0.7: codes that point to a list
+        return values if categories is None else _decode(values, _text(held.file[categories][()]))
+    if "codes" in held and "categories" in held:
+        return _decode(held["codes"][()], _text(_read(held["categories"], what)))
+    if "values" in held and "mask" in held:
+        values = _text(held["values"][()])
+        values[held["mask"][()].astype(bool)] = None
+        return values
+    kind = held.attrs.get("encoding-type", "unknown")
+    raise RequestError(
+        f"{held.file.filename} stores {what} as '{kind}', which is not read here; turn it into text with .astype(str) and write again"
+    )
+
+
+def _decode(codes: NDArray[Any], categories: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Codes, -1 for missing, to names."""
+    return np.append(categories, [None])[codes.astype(np.int64)]
+
+
+def _text(values: NDArray[Any]) -> NDArray[np.object_]:
+    """Any column as text: whole numbers without a point, missing entries None."""
+    out = np.empty(len(values), dtype=object)
+    if values.dtype.kind == "f":
+        whole = np.isfinite(values) & (values == np.floor(values))
+        out[:] = [None if np.isnan(v) else str(int(v)) if w else str(v) for v, w in zip(values.tolist(), whole)]
+        return out
+    decoded = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.tolist()]
+    out[:] = [None if v is None or str(v) in _MISSING else str(v) for v in decoded]
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------------------ values
+
+
+def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) -> NDArray[np.float32]:
+    """The chosen rows of "X", "raw", "layers/NAME" or "obsm/NAME" as a dense float32 matrix [rows.sum(), F]."""
+    held = file.get({"raw": "raw/X"}.get(where, where))
+    if held is None and where == "raw":
+        held = file.get("raw.X")  # anndata before 0.7
+    if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
+        present = [key for key in ("X", "raw") if key in file or f"{key}.X" in file]
+        present += [f"{part}/{name}" for part in ("layers", "obsm") if isinstance(file.get(part), h5py.Group) for name in file[part]]
+        raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present)}")
+    out = np.empty((int(rows.sum()), features), dtype=np.float32)
+    shape = tuple(held.shape if isinstance(held, h5py.Dataset) else held.attrs.get("shape", held.attrs.get("h5sparse_shape")))
+    if shape != (len(rows), features):
+        stored, told = " x ".join(map(str, shape)), f"{len(rows)} x {features}"
+        raise RequestError(f"{file.filename}: matrix '{where}' is {stored} but obs and var say {told}; write the file again with anndata")
+    if isinstance(held, h5py.Dataset):
+        _dense(held, rows, out)
+    else:
+        _sparse(held, rows, out)
+    return out
+
+
+def width(file: h5py.File, where: str) -> int | None:
+    """The number of columns of an obsm matrix; None for the others, which have var's names."""
+    held = file.get(where)
+    return int(held.shape[1]) if where.startswith("obsm/") and isinstance(held, h5py.Dataset) and held.ndim == 2 else None
+
+
+def _dense(held: h5py.Dataset, rows: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
+    if held.dtype.kind not in "fiub":
+        raise RequestError(f"{held.file.filename} holds values of type {held.dtype} where numbers are needed; convert them before writing")
+    tall = held.chunks[0] if held.chunks else 1
+    step = max(1, _BLOCK // max(1, held.shape[1] * held.dtype.itemsize))
+    step = max(tall, step // tall * tall)  # whole chunks, so that none is unpacked twice
+    done = 0
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
+        block = held[start : start + step]
+        kept = block if chosen.all() else block[chosen]
+        out[done : done + len(kept)] = kept
+        done += len(kept)
+
+
+def _sparse(held: h5py.Group, rows: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
+    from scipy import sparse
+
+    kind = held.attrs.get("encoding-type", held.attrs.get("h5sparse_format"))
+    by_column = str(kind.decode() if isinstance(kind, bytes) else kind).startswith("csc")
+    pointers: NDArray[Any] = held["indptr"][()]
+    data, indices = held["data"], held["indices"]
+    lines = len(pointers) - 1
+    across = len(rows) if by_column else out.shape[1]
+    done = 0
+    for start, stop in _spans(pointers, across):
+        low, high = int(pointers[start]), int(pointers[stop])
+        values = data[low:high].astype(np.float32)
+        parts = (values, indices[low:high], pointers[start : stop + 1] - low)
+        if by_column:
+            out[:, start:stop] = sparse.csc_matrix(parts, shape=(across, stop - start)).toarray()[rows]
+            continue
+        chosen = rows[start:stop]
+        block = sparse.csr_matrix(parts, shape=(stop - start, across))
+        kept = block if chosen.all() else block[chosen]
+        kept.toarray(out=out[done : done + kept.shape[0]])
+        done += kept.shape[0]
+    assert by_column or done == len(out) or not lines
+
+
+def _spans(pointers: Sequence[int] | NDArray[Any], across: int) -> Iterator[tuple[int, int]]:
+    """Runs of whole lines that are small both as stored (12 bytes a value) and as dense float32."""
+    lines = len(pointers) - 1
+    start = 0
+    most = max(1, _BLOCK // max(1, 4 * across))
+    while start < lines:
+        full = int(np.searchsorted(pointers, int(pointers[start]) + _BLOCK // 12, side="right")) - 1
+        stop = min(lines, start + most, max(start + 1, full))
+        yield start, stop
+        start = stop
