@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from baselines import shamir
 from baselines.cohort_graph import Rules, neighbours
-from baselines.fixed_point import Words
+from baselines.fixed_point import FixedPoint, Words
 from baselines.masking import Generator, add_masks, aes_ctr, derive, pair_key, public_key, sign
 from suites.contracts import KeySource
 
@@ -71,9 +71,9 @@ class Reveal:
     keys: Mapping[int, int] = field(repr=False)
 
 
-def terms(round_index: int, context: bytes, broadcast: bytes, rules: Rules, length: int) -> bytes:
-    """The hash of all that is agreed before any key: round, context, broadcast, rules, words in a vector."""
-    public = f"infl-bench secure aggregation v1|{round_index}|{rules!r}|{length}|{len(context)}|".encode()
+def terms(round_index: int, context: bytes, broadcast: bytes, *, rules: Rules, encoding: FixedPoint, length: int) -> bytes:
+    """The hash of all that is agreed before any key: round, context, broadcast, rules, encoding, words in a vector."""
+    public = f"infl-bench secure aggregation v1|{round_index}|{rules!r}|{encoding!r}|{length}|{len(context)}|".encode()
     return hashlib.sha256(public + context + broadcast).digest()
 
 

@@ -73,10 +73,10 @@ def rules(sites: int, *, colluders: int | None = None, dropouts: int | None = No
         even = 2 * lost + against + (against % 2)
         degree = min(degree, max(2, even))
     needed = (degree + 1 + against) // 2 + 1 if threshold is None else threshold
-    if not max(2, against + 1) <= needed <= degree + 1:
+    if not against + 2 <= needed <= degree + 1:  # with one share less, a sum of the colluders and one other site could be opened
         raise RequestError(
-            f"a threshold of {needed} of {degree + 1} shares cannot serve: it must exceed the {against} colluders, "
-            f"be at least 2 and at most {degree + 1}; change threshold or colluders"
+            f"a threshold of {needed} of {degree + 1} shares cannot serve: it must be "
+            f"at least the {against} colluders and 2 more, and at most {degree + 1}; change threshold or colluders"
         )
     return Rules(sites, degree, needed, against)
 

@@ -103,8 +103,8 @@ class FixedPoint:
                 continue
             if not quantise(flat, weight / self.heaviest * step, self.bound * step, words[start : start + flat.size]):
                 raise RequestError(
-                    f"secure aggregation cannot carry site {site}'s update: {name} holds a value not finite or beyond {self.bound:g}, so the "
-                    f"sum of {self.sites} sites could wrap; mend the training or widen the range (secure_aggregation:bound={4 * self.bound:g})"
+                    f"secure aggregation cannot carry site {site}'s update: {name} holds a value not finite or beyond {self.bound:g}, so "
+                    f"the sum of {self.sites} sites could wrap; mend the training or widen the range (bound={4 * self.bound:g})"
                 )
             start += flat.size
         quantise(np.array([weight]), scale(self.sites, 1.0) / self.heaviest, scale(self.sites, 1.0), words[-1:])

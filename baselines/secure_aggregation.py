@@ -50,11 +50,15 @@ class MaskedSum:
         public = self.rules(len(updates))
         device = next(iter(updates[0].values())).device
         fixed, layout = FixedPoint.agreed(weights, self.bound), Layout.of(updates[0])
-        agreed = terms(exchange.round, exchange.context, fingerprint(exchange.broadcast), public, layout.length)
+        agreed = self.agreed(exchange, public, fixed, layout)
         sites = [self.site(index, public, agreed, layout.length, source) for index, source in enumerate(exchange.keys)]
         transcript = converse(sites, lambda index: fixed.encode(updates[index], weights[index], layout, index), exchange.dropouts)
         messages = tuple(self.message(m.site, m.words, weights[m.site]) for m in transcript.masked)
         return Delivery(messages, fixed.mean(total(transcript, self.site.generator), layout, device), transcript.survivors), transcript
+
+    def agreed(self, exchange: Exchange, public: Rules, fixed: FixedPoint, layout: Layout) -> bytes:
+        """What a site that received this broadcast agrees to."""
+        return terms(exchange.round, exchange.context, fingerprint(exchange.broadcast), rules=public, encoding=fixed, length=layout.length)
 
     def message(self, site: int, words: Words, weight: float) -> Message:
         """What the transcript of the federation keeps: masked words and no count (the weight is masked with them)."""
@@ -106,12 +110,12 @@ class SecureAggregation(Defense):
     bound : float
         The largest coordinate an update may have; a smaller bound rounds finer.
     colluders, dropouts, threshold : int, optional
-        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that holds against a lying server.
+        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that stops a liar.
     """
 
     card = Card(
-        server="The sum of the surviving sites' weighted updates and of their weights, who took part and who vanished, and the power of two "
-        "above the largest weight. No single update and no record count, while no more sites than the stated colluders side with it.",
+        server="The sum of the surviving sites' weighted updates and of their weights, who took part and who vanished, and the power of "
+        "two above the largest weight. No single update and no record count, while no more sites than the stated colluders side with it.",
         site="Each broadcast model, its own data, and so the others' sum (the step of the model minus its own part); "
         "with two sites that is the other's update.",
         outsider="The released model, trained exactly as without the defense up to rounding.",

@@ -57,8 +57,8 @@ def total(transcript: Transcript, generator: Generator = aes_ctr) -> Words:
     keys: dict[int, dict[int, int]] = {site: {} for site in sharers - survivors}
     for reveal in transcript.reveals:
         for given, kept in ((reveal.seeds, seeds), (reveal.keys, keys)):
-            for owner, share in given.items():
-                kept[owner][reveal.site + 1] = share
+            for owner in given.keys() & kept.keys():
+                kept[owner][reveal.site + 1] = given[owner]
     masks = [(derive(_open(site, seeds[site], rules.threshold), session, "self mask", site), -1) for site in sorted(survivors)]
     for site in sorted(keys):
         secret = _open(site, keys[site], rules.threshold)
