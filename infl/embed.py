@@ -25,7 +25,7 @@ def embed(
     """A copy of ``model`` in which every ``nn.Linear`` is keyed and every one except the last defined is followed by FiLM.
 
     Base weights are kept (also where two layers share them), and the parameters' names stay what they were; new ones are
-    ``<layer>.key_to_mod``, ``<layer>.film`` and ``key_encoder``.
+    ``<layer>.key_to_mod``, ``<layer>.film`` and ``<first layer>.key_encoder``.
 
     Parameters
     ----------
@@ -73,7 +73,8 @@ def embed(
         if id(child) in keyed:
             setattr(parent, name, keyed[id(child)])
     if not per_layer:
-        model.key_encoder = shared
+        keyed[id(found[0])].key_encoder = shared  # a child of the root would run as one more layer where the root is a Sequential
+        model._key_encoder = (shared,)  # type: ignore[assignment]  # in a tuple: known to the root, not registered twice
         model.register_forward_pre_hook(_remember)
         model.register_forward_hook(_forget, always_call=True)
     for part in model.modules():
@@ -96,8 +97,7 @@ def strip(model: nn.Module) -> nn.Module:
                 linear.register_parameter("bias", child.bias)
                 plain[id(child)] = linear.train(child.training)
             setattr(parent, name, plain[id(child)])
-    if hasattr(model, "key_encoder"):
-        del model.key_encoder
+    model.__dict__.pop("_key_encoder", None)
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for handle in [handle for handle, hook in hooks.items() if hook in (_remember, _forget)]:
             del hooks[handle]
@@ -117,12 +117,10 @@ def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 def _remember(model: nn.Module, _args: object) -> None:
-    encoder = model.key_encoder
-    assert isinstance(encoder, Encoder)
+    (encoder,) = model.__dict__["_key_encoder"]
     encoder.remember()
 
 
 def _forget(model: nn.Module, _args: object, _output: object) -> None:
-    encoder = model.key_encoder
-    assert isinstance(encoder, Encoder)
+    (encoder,) = model.__dict__["_key_encoder"]
     encoder.forget()

@@ -93,7 +93,6 @@ class KeyedLinear(nn.Module):
         self.initialise_key_parts(generator)
 
     def initialise_key_parts(self, generator: torch.Generator | None) -> None:
-        """Only what the key added; the base weights keep their values."""
-        reset(self.key_to_mod, generator)
-        if self.film is not None:
-            reset(self.film, generator)
+        """Only what the key added (with an encoder of this layer's own); the base weights keep their values."""
+        for part in self.children():
+            reset(part, generator)

@@ -13,6 +13,7 @@ from infl.encoder import Encoder
 from infl.layers import KeyedLinear
 from infl.published import Published
 from suites.contracts import Federation, RequestError, Secret, Shape
+from suites.federation import initialise
 from suites.randomness import keys, stream
 
 
@@ -53,8 +54,8 @@ def test_no_secret_in_state_dict_unless_that_flaw_is_asked_for() -> None:
     sound = Published().plan(Federation(), shape).model(Residual(20, 3, 8), secret())
     faulty = Published().plan(Federation(flaws=frozenset({"key_in_state"})), shape).model(Residual(20, 3, 8), secret())
     assert not any("coordinates" in name for name in sound.state_dict())
-    assert "key_encoder.coordinates" in faulty.state_dict()
-    assert [name for name, _ in sound.named_buffers()] == ["key_encoder.coordinates"]
+    assert "embedding.key_encoder.coordinates" in faulty.state_dict()
+    assert [name for name, _ in sound.named_buffers()] == ["embedding.key_encoder.coordinates"]
 
 
 def test_integer_seed_flaw_can_be_searched_and_the_sound_key_cannot_be_seeded() -> None:
@@ -127,6 +128,12 @@ def test_one_encoder_a_layer() -> None:
     assert torch.equal(strip(model)(torch.ones(2, 20)), defense.without_key(model)(torch.ones(2, 20)))
 
 
+def test_a_sequential_root_is_not_lengthened() -> None:
+    model = embed(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)), secret()["coordinates"])
+    assert model(torch.randn(3, 6)).shape == (3, 2)
+    assert [name for name, _ in model.named_buffers()] == ["0.key_encoder.coordinates"]
+
+
 def test_a_layer_used_twice_stays_one_layer() -> None:
     shared = nn.Linear(6, 6)
     model = embed(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(6, 2)), secret()["coordinates"])
@@ -146,7 +153,7 @@ def test_torch_fused_transformer_does_not_pass_the_key_by() -> None:
 def test_keyed_copies_do_not_share_state() -> None:
     model = embed(Residual(20, 3, 8), secret()["coordinates"])
     twin = copy.deepcopy(model)
-    twin.get_buffer("key_encoder.coordinates").zero_()
+    twin.get_buffer("embedding.key_encoder.coordinates").zero_()
     x = torch.randn(4, 20)
     assert not torch.equal(model(x), twin(x))
 
@@ -157,15 +164,13 @@ def test_weaken_keeps_a_fraction_of_the_points() -> None:
     assert int((half == whole["coordinates"]).all(dim=1).sum()) == 64
 
 
-def test_initialise_is_reproducible_and_near_identity() -> None:
-    model = Published().model(Residual(20, 3, 8), secret())
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_initialise_is_reproducible_and_near_identity(*, per_layer: bool) -> None:
+    model = Published(per_layer=per_layer).model(Residual(20, 3, 8), secret())
     states = []
     for _ in range(2):
         generator = stream("start")
-        for part in model.modules():
-            start = getattr(part, "initialise", None)
-            if start is not None:
-                start(generator)
+        initialise(model, generator)
         states.append({name: value.clone() for name, value in model.state_dict().items()})
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
     for name, value in states[0].items():

@@ -43,11 +43,11 @@ class Net(nn.Module):
 
 
 def ours(name: str) -> str:
-    """Reference name -> our name: FiLM belongs to the layer it follows."""
+    """Reference name -> our name: FiLM belongs to the layer it follows, the encoder to the first."""
     layer, _, rest = name.partition(".")
     if "_film" in layer:
         return f"{layer.replace('_film', '_linear' if layer.startswith('rb') else '')}.film.{rest}"
-    return name
+    return f"embedding.{name}" if layer == "key_encoder" else name
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_first_layer(model: nn.Module, golden: dict[str, Tensor]) -> None:
 def test_logits_with_each_key(model: nn.Module, golden: dict[str, Tensor]) -> None:
     assert_close(model(golden["x"]), golden["logits"])
     assert_close(Published().without_key(model)(golden["x"]), golden["logits_without_key"])
-    buffers = {"key_encoder.coordinates": golden["wrong_coordinates"]}
+    buffers = {"embedding.key_encoder.coordinates": golden["wrong_coordinates"]}
     assert_close(torch.func.functional_call(model, buffers, (golden["x"],)), golden["logits_wrong_key"])
     assert_close(model(golden["x"]), golden["logits"])  # neither call left its key behind
 
@@ -107,7 +107,7 @@ def test_stack_of_federations_each_with_its_own_key(model: nn.Module, golden: di
     state = {name: value.expand(2, *value.shape) for name, value in model.state_dict().items()}
 
     def logits(parameters: dict[str, Tensor], coordinates: Tensor) -> Tensor:
-        out: Tensor = torch.func.functional_call(model, {**parameters, "key_encoder.coordinates": coordinates}, (golden["x"],))
+        out: Tensor = torch.func.functional_call(model, {**parameters, "embedding.key_encoder.coordinates": coordinates}, (golden["x"],))
         return out
 
     both = torch.func.vmap(logits)(state, stacked)
