@@ -35,10 +35,9 @@ def load(data: DataSpec) -> Cohort:
         if data.params:
             raise RequestError("data.params belong to a generated cohort (name: synthetic) and a file has none; remove them")
         return from_file(data, Path(data.path).expanduser(), Path(data.path).stem)
-    from suites.cohorts import registry
+    from suites.cohorts.named import named
 
-    assert data.name is not None
-    return registry.load(data)
+    return named(data)
 
 
 def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence: str = "") -> Cohort:
@@ -116,7 +115,7 @@ def _labelled(path: Path, label: str, labels: Texts, data: DataSpec) -> NDArray[
     if rare.any():
         if "rare" not in data.drop:
             raise RequestError(
-                f"{path}: class '{names[rare][0]}' of '{label}' has one record, which cannot be both learnt and tested; merge the class with "
+                f"{path}: class '{names[rare][0]}' of '{label}' has one record, which cannot be learnt and tested; merge the class with "
                 "another or set drop: [rare]"
             )
         rows[np.flatnonzero(rows)[rare[code]]] = False

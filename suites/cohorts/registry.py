@@ -1,20 +1,13 @@
 """The cohorts that have a name: where each comes from, what is in it, who may use it.
 
-Cards are plain words and cost no import; a loader is named as ``module:function`` and imported when it is called.
+Cards are plain words and cost no import; ``suites.cohorts.named`` has the loaders.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from suites.cohorts.spec import DataSpec
 from suites.errors import RequestError, did_you_mean
-
-if TYPE_CHECKING:
-    from suites.cohorts.cohort import Cohort
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +25,7 @@ class Card:
     licence: str
     citation: str
     cautions: str
-    loader: str  # module:function, DataSpec -> Cohort
+    defaults: tuple[tuple[str, object], ...] = ()  # fields of DataSpec, where the suite leaves them open
     download: bool = False
 
     def text(self) -> str:
@@ -65,7 +58,7 @@ CARDS: dict[str, Card] = {
             licence="BSD-3-Clause (scanpy); data CC BY 4.0 (10x Genomics)",
             citation="Zheng et al., Massively parallel digital transcriptional profiling of single cells, Nat. Commun. 8, 14049 (2017)",
             cautions="small; two cell types have fewer than ten cells; membership means a cell, not a person",
-            loader="suites.cohorts.embedded:pbmc68k",
+            defaults=(("label", "bulk_labels"), ("matrix", "raw")),
         ),
         Card(
             name="synthetic",
@@ -79,7 +72,6 @@ CARDS: dict[str, Card] = {
             licence="MIT",
             citation="none needed",
             cautions="no biology: use it to test methods, never to rank them",
-            loader="suites.cohorts.embedded:synthetic",
         ),
     )
 }
@@ -94,11 +86,3 @@ def card(name: str) -> Card:
     if name not in CARDS:
         raise RequestError(f"there is no cohort named '{name}'{did_you_mean(name, CARDS)} (a file of your own is given by path)")
     return CARDS[name]
-
-
-def load(data: DataSpec) -> Cohort:
-    """The named cohort."""
-    assert data.name is not None
-    module, _, function = card(data.name).loader.partition(":")
-    loader: Callable[[DataSpec], Cohort] = getattr(importlib.import_module(module), function)
-    return loader(data)

@@ -1,0 +1,49 @@
+"""From a registered name to its cohort.
+
+Loaders are imported where they are called and by name, so that the closure of a cell's code, which is read from import statements, covers them.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from suites.cohorts.cohort import Cohort
+from suites.cohorts.load import from_file
+from suites.cohorts.registry import card
+from suites.cohorts.spec import DataSpec
+from suites.errors import RequestError
+
+
+def named(data: DataSpec) -> Cohort:
+    """The registered cohort ``data.name`` with its defaults, each of which ``data`` may overrule."""
+    assert data.name is not None
+    about = card(data.name)
+    if data.name == "synthetic":
+        return synthetic(data)
+    if data.params:
+        raise RequestError(f"data.params belong to a generated cohort (name: synthetic) and {data.name} has none; remove them")
+    known = {field: value for field, value in about.defaults if getattr(data, field) in (None, ())}
+    return from_file(data.model_copy(update=known), pbmc68k(), data.name, about.citation, about.licence)
+
+
+def pbmc68k() -> Path:
+    """Zheng et al. 2017: the file inside the scanpy package, found without importing scanpy (which takes seconds)."""
+    found = find_spec("scanpy")
+    path = Path(found.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad" if found and found.origin else None
+    if path is None or not path.exists():
+        raise RequestError("cohort pbmc68k comes with scanpy, which is not installed completely; run pip install --force-reinstall scanpy")
+    return path
+
+
+def synthetic(data: DataSpec) -> Cohort:
+    """The generated cohort; ``data.params`` are fields of ``suites.cohorts.synthetic.Recipe``."""
+    from suites.cohorts.synthetic import generate, recipe
+
+    made = recipe(data.params)
+    given = [field for field in ("label", "site", "person", "matrix", "transform") if getattr(data, field) is not None]
+    if given:
+        raise RequestError(f"the synthetic cohort has its own label, site and person and no {given[0]} to choose; remove {given[0]}")
+    if made.missing and data.missing != "impute":
+        raise RequestError("this synthetic cohort has missing values, which no network survives; set missing: impute")
+    return generate(made)
