@@ -130,10 +130,8 @@ def message(
         first = {name: 0.9 * t + 0.1 * slope[name] for name, t in first.items()}
         second = {name: 0.999 * t + 0.001 * slope[name].square() for name, t in second.items()}
         scale = math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-        now = {
-            name: t - lr * scale * first[name] / (second[name].clamp_min(1e-30).sqrt() + 1e-8 * math.sqrt(1 - 0.999**step))
-            for name, t in now.items()
-        }
+        root = {name: t.clamp_min(1e-30).sqrt() + 1e-8 * math.sqrt(1 - 0.999**step) for name, t in second.items()}
+        now = {name: t - lr * scale * first[name] / root[name] for name, t in now.items()}
     return {name: now[name] - params[name] for name in params}
 
 
