@@ -26,7 +26,7 @@ CHANCE_DRAWS = 10  # random guesses a target for the chance level of matching
 Floats = NDArray[np.float64]
 
 
-def score_reconstruction(  # noqa: PLR0917 - the arguments are the scorer's whole world
+def score_reconstruction(
     guess: Guess,
     truth: Sequence[Tensor],
     pool: Tensor,
@@ -146,7 +146,7 @@ def _said(value: object, true: Sequence[Floats], who: str = "the guess") -> tupl
         held_one = _array(one)
         if held_one.shape != real.shape:
             raise ValueError(f"{who} for target {place} has shape {held_one.shape}, its records have {real.shape}; give one row a record")
-        broken = np.logical_not(np.isfinite(held_one)).any(axis=1)
+        broken = np.asarray(~np.isfinite(held_one).all(axis=1))
         undefined += int(broken.sum())
         said.append(np.where(broken[:, None], 0.0, held_one))
     return said, undefined

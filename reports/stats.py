@@ -1,0 +1,120 @@
+"""From the table of single results to statements: means over seeds, the worst case over attacks, and paired differences.
+
+One import line for reports: intervals and ROC reading are re-exported. Seeds are the independent repeats throughout; records and targets of
+one seed share a model, so they widen an interval over seeds but never replace it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats as distributions
+
+from reports.intervals import (
+    BCA_FROM,
+    Floats,
+    bca,
+    clopper_pearson,
+    familywise,
+    hierarchical,
+    holm,
+    mean_interval,
+    null_test,
+    over_seeds,
+    ratio_interval,
+    t_interval,
+)
+from reports.roc import CONVENTION, advantage, auc, roc_band, roc_points, tpr_at
+from reports.schema import CELL, OPTIONAL
+from reports.worst import worst_case
+
+__all__ = [
+    "BCA_FROM",
+    "CONVENTION",
+    "advantage",
+    "auc",
+    "bca",
+    "clopper_pearson",
+    "familywise",
+    "hierarchical",
+    "holm",
+    "mean_interval",
+    "null_test",
+    "over_seeds",
+    "paired_difference",
+    "ratio_interval",
+    "roc_band",
+    "roc_points",
+    "summarise",
+    "t_interval",
+    "tpr_at",
+    "worst_case",
+]
+
+
+def summarise(df: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell and metric, over its seeds.
+
+    Columns: the cell's and the optional ones that ``df`` has, ``metric value low high n n_seeds direction role status reason``; ``n`` sums
+    the single rows'. The interval is that of ``over_seeds``. A cell that was skipped or failed on every seed keeps one row with its reason;
+    on some seeds, its reason is kept beside the value of the others.
+    """
+    columns = [*CELL, *(name for name in OPTIONAL if name in df.columns), "metric"]
+    rows = []
+    for key, part in df.groupby(columns, sort=False, dropna=False):
+        held = part[np.isfinite(part["value"])]
+        low, high = over_seeds(held["value"], held["low"], held["high"])
+        reasons = list(dict.fromkeys(reason for reason in part["reason"] if reason))
+        rows.append(
+            dict(zip(columns, key if isinstance(key, tuple) else (key,)))
+            | {"value": float(held["value"].mean()) if len(held) else np.nan, "low": low, "high": high, "n": int(held["n"].sum())}
+            | {"n_seeds": int(held["seed"].nunique()), "direction": part["direction"].iloc[0], "role": part["role"].iloc[0]}
+            | {"status": _status(part["status"]), "reason": "; ".join(reasons)}
+        )
+    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "n", "n_seeds", "direction", "role", "status", "reason"])
+
+
+def paired_difference(df: pd.DataFrame, a: Mapping[str, str], b: Mapping[str, str], metric: str | None = None) -> pd.DataFrame:
+    """``a`` minus ``b`` on the same seeds and otherwise equal cells.
+
+    ``paired_difference(df, {"defense": "infl"}, {"defense": "fedavg"})`` gives one row for each value of the other columns and
+    metric: ``difference low high n_seeds p p_holm``. Equal seeds share data, split, initialisation and batches, so their difference varies
+    far less than either. ``p`` is the two-sided paired t-test's,
+    ``p_holm`` is adjusted over all rows returned.
+    """
+    if set(a) != set(b) or not set(a) <= {*df.columns}:
+        raise ValueError(f"both sides must choose by the same columns of the table, but they choose by {sorted(a)} and {sorted(b)}")
+    ok = df[(df["status"] == "ok") & np.isfinite(df["value"])]
+    if metric is not None:
+        ok = ok[ok["metric"] == metric]
+    shared = [name for name in (*CELL, *(n for n in OPTIONAL if n in df.columns), "metric") if name not in a]
+    sides = [ok[np.logical_and.reduce([ok[name] == value for name, value in side.items()])] for side in (a, b)]
+    both = sides[0].merge(sides[1], on=[*shared, "seed"], suffixes=("_a", "_b"))
+    rows = []
+    for key, part in both.groupby(shared, sort=False, dropna=False):
+        gaps = (part["value_a"] - part["value_b"]).groupby(part["seed"]).mean().to_numpy(dtype=np.float64)
+        low, high = mean_interval(gaps)
+        rows.append([*(key if isinstance(key, tuple) else (key,)), float(gaps.mean()), low, high, len(gaps), _paired_p(gaps)])
+    table = pd.DataFrame(rows, columns=[*shared, "difference", "low", "high", "n_seeds", "p"])
+    table["p_holm"] = np.nan
+    known = table["p"].notna().to_numpy()
+    if known.any():
+        table.loc[known, "p_holm"] = holm(table.loc[known, "p"].to_numpy())
+    return table
+
+
+def _paired_p(gaps: Floats) -> float:
+    if len(gaps) < 2:
+        return float("nan")
+    if np.ptp(gaps) == 0:
+        return 1.0 if gaps[0] == 0 else 0.0
+    return float(distributions.ttest_1samp(gaps, 0.0).pvalue)
+
+
+def _status(statuses: pd.Series[str]) -> str:
+    for status in ("ok", "failed", "skipped"):
+        if (statuses == status).any():
+            return status
+    return "skipped"
