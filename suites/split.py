@@ -111,10 +111,12 @@ def _whole(profile: NDArray[np.float64], shares: Sequence[float], rng: torch.Gen
     bring = np.column_stack([profile, profile.sum(1)])
     total = np.maximum(bring.sum(0), 1.0)
     wanted = np.outer([*shares], total)  # [parts, K + 1]
+    used = np.array(shares) > 0
     shuffled = _permutation(len(bring), rng)
     out = np.empty(len(bring), dtype=np.int64)
     for person in shuffled[np.argsort(-bring[shuffled, -1], kind="stable")]:
         need = (wanted / total) @ bring[person]  # share of this person's records that each part still lacks
+        need[~used] = -np.inf
         out[person] = chosen = int(np.argmax(need))
         wanted[chosen] -= bring[person]
     return out

@@ -1,6 +1,7 @@
 """From a registered name to its cohort.
 
-Loaders are imported where they are called and by name, so that the closure of a cell's code, which is read from import statements, covers them.
+Loaders are imported by name where they are called, so that the closure of a cell's code, read from import statements, covers
+them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def synthetic(data: DataSpec) -> Cohort:
     from suites.cohorts.synthetic import generate, recipe
 
     made = recipe(data.params)
-    given = [field for field in ("label", "site", "person", "matrix", "transform") if getattr(data, field) is not None]
+    given = [field for field in ("label", "site", "person", "matrix") if getattr(data, field) is not None]
     if given:
         raise RequestError(f"the synthetic cohort has its own label, site and person and no {given[0]} to choose; remove {given[0]}")
     if made.missing and data.missing != "impute":

@@ -49,7 +49,7 @@ class SplitSpec(_Frozen):
 
     unit: Literal["record", "person"] = "record"
     train: float = Field(default=0.5, gt=0, lt=1)
-    validation: float = Field(default=0.1, gt=0, lt=1)
+    validation: float = Field(default=0.1, ge=0, lt=1)  # 0 where nothing is chosen on it
     test: float = Field(default=0.2, gt=0, lt=1)
     auxiliary: float = Field(default=0.2, gt=0, lt=1)
 
