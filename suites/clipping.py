@@ -82,16 +82,14 @@ class ClippedSum:
         """Whether the one-pass path is in use (before the first call: whether the modules' types allow it)."""
         return self._layers is not None
 
-    def __call__(  # noqa: PLR0917
-        self, params: Params, private: Params, x: Tensor, y: Tensor, weight: Tensor, norm: float
-    ) -> tuple[Params, Tensor]:
+    def __call__(self, params: Params, private: Params, x: Tensor, y: Tensor, weight: Tensor, norm: float) -> tuple[Params, Tensor]:
         """Clip and sum.
 
         Parameters
         ----------
         params, private : Params
-            [L, ...] each: the wire parameters, and the non-persistent buffers (secrets; dropout masks). A private tensor whose shape
-            differs from the module's own buffer belongs to the records, [L, B, ...].
+            [L, ...] each: the wire parameters, and the non-persistent buffers (secrets; dropout masks). A private tensor named ``mask``,
+            or whose shape differs from the module's own buffer, belongs to the records: [L, B, ...].
         x, y, weight : Tensor
             [L, B, F], [L, B] (or [L, B, K]), [L, B]; weight 0 marks a padding record.
         norm : float
@@ -129,7 +127,7 @@ class ClippedSum:
             else:
                 outputs, inputs = vmap(self._probed, randomness="different")(fixed, probes, batch.x)
             # The loss stays outside vmap: cross-entropy under vmap is decomposed in Python, and its first call imports sympy.
-            losses = self._loss(outputs.reshape(lanes * records, -1), batch.y.flatten(0, 1))
+            losses = self._loss(outputs.flatten(0, -2), batch.y.flatten(0, 1))
             slopes = torch.autograd.grad(losses.sum(), list(probes.values()), materialize_grads=True)
         with torch.no_grad():
             deltas = dict(zip(probes, slopes, strict=True))
@@ -202,7 +200,10 @@ class ClippedSum:
         return total, norms * (lane.weight != 0)
 
     def _belonging_to_records(self, private: Params, leading: int) -> list[str]:
-        return [name for name, tensor in private.items() if tensor.shape[leading:] != self._own_buffers.get(name)]
+        def per_record(name: str, tensor: Tensor) -> bool:
+            return name.rpartition(".")[2] == "mask" or tensor.shape[leading:] != self._own_buffers.get(name)
+
+        return [name for name, tensor in private.items() if per_record(name, tensor)]
 
     # ------------------------------------------------------------------------------------------------------- trust, but verify
 
