@@ -15,13 +15,13 @@ from typing import NoReturn
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from baselines import shamir
 from baselines.cohort_graph import Rules, neighbours
 from baselines.fixed_point import FixedPoint, Words
-from baselines.masking import Generator, add_masks, aes_ctr, derive, pair_key, public_key, sign
+from baselines.masking import Generator, add_masks, aes_ctr, agree, derive, pair_key, sign
 from suites.contracts import KeySource
 
 _ONCE = bytes(12)  # the nonce of a key that seals a single box
@@ -111,31 +111,14 @@ class Site:
         Its private stream; 32 bytes are drawn and bound to the terms, so neither a repeated stream nor a repeated round repeats a mask.
     """
 
-    __slots__ = (
-        "_boxes",
-        "_graph",
-        "_identity",
-        "_mask_secret",
-        "_peers",
-        "_random",
-        "_seed",
-        "_session",
-        "_share_secret",
-        "_stage",
-        "_survivors",
-        "agreed",
-        "directory",
-        "index",
-        "length",
-        "rules",
-    )
     generator: Generator = staticmethod(aes_ctr)
 
     def __init__(self, index: int, rules: Rules, agreed: bytes, length: int, source: KeySource) -> None:
         self.index, self.rules, self.agreed, self.length = index, rules, agreed, length
         root = source.bytes(32)
         self._identity = Ed25519PrivateKey.from_private_bytes(derive(root, agreed, "identity"))
-        self._mask_secret, self._share_secret = derive(root, agreed, "mask key"), derive(root, agreed, "share key")
+        self._mask_secret = X25519PrivateKey.from_private_bytes(derive(root, agreed, "mask key"))
+        self._share_secret = X25519PrivateKey.from_private_bytes(derive(root, agreed, "share key"))
         self._seed = derive(root, agreed, "self mask seed")
         self._random = derive(root, agreed, "coefficients")
         self._stage = "advertise"
@@ -163,7 +146,7 @@ class Site:
 
     def advertise(self) -> Advert:
         self._enter("advertise", "share")
-        mask, share = public_key(self._mask_secret), public_key(self._share_secret)
+        mask, share = (secret.public_key().public_bytes_raw() for secret in (self._mask_secret, self._share_secret))
         return Advert(self.index, mask, share, self._identity.sign(self.agreed + mask + share))
 
     def share(self, adverts: Sequence[Advert]) -> list[Sealed]:
@@ -176,17 +159,18 @@ class Site:
                 f"it takes part only with at least {self.rules.least} different sites and itself among them"
             )
         self._session = cohort_hash(self.agreed, adverts)
-        self._graph = neighbours(list(self._peers), self.rules.degree, self._session)
-        for other in self._graph[self.index]:
+        self._neighbours = neighbours(list(self._peers), self.rules.degree, self._session)[self.index]
+        for other in self._neighbours:
             peer = self._peers[other]
             if not signed_by(self.directory[other], peer.signature, self.agreed + peer.mask_key + peer.share_key):
                 raise Refusal(
                     f"site {self.index} refuses the keys of site {other}: they are not signed by it for this broadcast, round and context"
                 )
-        holders = [site + 1 for site in (self.index, *self._graph[self.index])]
+        self._sealing = {other: agree(self._share_secret, self._peers[other].share_key) for other in self._neighbours}
+        holders = [site + 1 for site in (self.index, *self._neighbours)]
         count = 48 * (self.rules.threshold - 1)
         drawn = self._expand(2 * count)
-        keys = shamir.split(self._mask_secret, holders, self.rules.threshold, drawn[:count])
+        keys = shamir.split(self._mask_secret.private_bytes_raw(), holders, self.rules.threshold, drawn[:count])
         seeds = shamir.split(self._seed, holders, self.rules.threshold, drawn[count:])
         width = shamir.SHARE_BYTES
         plain = {holder - 1: keys[holder].to_bytes(width, "little") + seeds[holder].to_bytes(width, "little") for holder in holders}
@@ -200,7 +184,7 @@ class Site:
         """Open the neighbours' boxes, then add the self mask and one mask a neighbour whose box came."""
         self._enter("mask", "vote")
         for sealed in boxes:
-            if sealed.recipient != self.index or sealed.sender not in self._graph[self.index] or sealed.sender in self._boxes:
+            if sealed.recipient != self.index or sealed.sender not in self._neighbours or sealed.sender in self._boxes:
                 raise Refusal(f"site {self.index} was handed a box that is not for it, not from a neighbour, or twice")
             try:
                 self._boxes[sealed.sender] = AESGCM(self._box_key(sealed.sender, self.index)).decrypt(_ONCE, sealed.box, self._session)
@@ -249,8 +233,10 @@ class Site:
         if tuple(sorted(survivors)) != self._survivors:
             raise Refusal(f"site {self.index} voted on another list of survivors than the one it is asked to open")
         ballot = _ballot(self._session, self._survivors)
-        circle = {self.index, *self._graph[self.index]} & set(self._survivors)
-        agreeing = {vote.site for vote in votes if vote.site in circle and signed_by(self.directory[vote.site], vote.signature, ballot)}
+        agreeing = {self.index}
+        for vote in votes:
+            if len(agreeing) < self.rules.threshold and vote.site in self._neighbours and vote.site in self._survivors:
+                agreeing |= {vote.site} if signed_by(self.directory[vote.site], vote.signature, ballot) else set()
         if len(agreeing) < self.rules.threshold:
             raise Refusal(
                 f"site {self.index} saw {len(agreeing)} matching votes and needs {self.rules.threshold}; "
@@ -266,10 +252,7 @@ class Site:
 
     def _box_key(self, sender: int, recipient: int) -> bytes:
         other = recipient if sender == self.index else sender
-        shared = X25519PrivateKey.from_private_bytes(self._share_secret).exchange(
-            X25519PublicKey.from_public_bytes(self._peers[other].share_key)
-        )
-        return derive(shared, self._session, "shares", sender, recipient)
+        return derive(self._sealing[other], self._session, "shares", sender, recipient)
 
     def _expand(self, count: int) -> bytes:
         stream = bytearray(count)

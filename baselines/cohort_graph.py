@@ -86,8 +86,8 @@ def neighbours(cohort: Sequence[int], degree: int, seed: bytes) -> dict[int, tup
     if degree >= len(cohort) - 1:
         return {site: tuple(other for other in sorted(cohort) if other != site) for site in cohort}
     circle = sorted(cohort, key=lambda site: hashlib.sha256(seed + site.to_bytes(8, "big")).digest())
-    reach = range(1, degree // 2 + 1)
+    reach, twice = degree // 2, circle + circle
     return {
-        site: tuple(sorted({circle[(place + step * side) % len(circle)] for step in reach for side in (1, -1)}))
+        site: tuple(sorted(twice[place + 1 : place + 1 + reach] + twice[len(circle) + place - reach : len(circle) + place]))
         for place, site in enumerate(circle)
     }

@@ -42,14 +42,14 @@ def derive(secret: bytes, session: bytes, purpose: str, *sites: int) -> bytes:
     return HKDF(SHA256(), 32, salt=session, info=info).derive(secret)
 
 
-def pair_key(private: bytes, public: bytes, session: bytes, a: int, b: int) -> bytes:
-    """The mask key of two sites, the same from either end."""
-    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
-    return derive(shared, session, "pair mask", min(a, b), max(a, b))
+def agree(private: X25519PrivateKey, public: bytes) -> bytes:
+    """The X25519 secret of two sites, the same from either end; raises ValueError on a public key of small order."""
+    return private.exchange(X25519PublicKey.from_public_bytes(public))
 
 
-def public_key(private: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def pair_key(private: X25519PrivateKey, public: bytes, session: bytes, a: int, b: int) -> bytes:
+    """The mask key of sites ``a`` and ``b``."""
+    return derive(agree(private, public), session, "pair mask", min(a, b), max(a, b))
 
 
 def sign(site: int, other: int) -> int:

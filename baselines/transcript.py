@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -18,7 +19,7 @@ from baselines import shamir
 from baselines.bonawitz import Aborted, Advert, Masked, Reveal, Sealed, Vote, cohort_hash
 from baselines.cohort_graph import Rules, neighbours
 from baselines.fixed_point import Words
-from baselines.masking import Generator, add_masks, aes_ctr, derive, pair_key, public_key, sign
+from baselines.masking import Generator, add_masks, aes_ctr, derive, pair_key, sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ def total(transcript: Transcript, generator: Generator = aes_ctr) -> Words:
                 kept[owner][reveal.site + 1] = given[owner]
     masks = [(derive(_open(site, seeds[site], rules.threshold), session, "self mask", site), -1) for site in sorted(survivors)]
     for site in sorted(keys):
-        secret = _open(site, keys[site], rules.threshold)
-        if public_key(secret) != adverts[site].mask_key:
+        secret = X25519PrivateKey.from_private_bytes(_open(site, keys[site], rules.threshold))
+        if secret.public_key().public_bytes_raw() != adverts[site].mask_key:
             raise Aborted(
                 f"the round is void: the shares of site {site}'s key do not open the key that it advertised, so at least one is false"
             )

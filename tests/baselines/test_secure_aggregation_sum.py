@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -47,8 +48,13 @@ def test_the_sum_is_exact(sites: int) -> None:
     assert_exact(MaskedSum(64.0), sites, {})
 
 
-@pytest.mark.parametrize("sharing", range(4))
-@pytest.mark.parametrize("masking", range(4))
+EVERY = list(itertools.product(range(4), range(4)))
+DIAGONAL = [(0, 3), (1, 2), (2, 1), (3, 0), (3, 3)]  # each count at each stage, and the most at both
+
+
+@pytest.mark.parametrize(
+    ("sharing", "masking"), [pytest.param(*pair, marks=() if pair in DIAGONAL else pytest.mark.slow) for pair in EVERY]
+)
 @pytest.mark.parametrize("sites", [50, 100])
 def test_the_sum_is_exact_with_dropouts(sites: int, sharing: int, masking: int) -> None:
     assert_exact(MaskedSum(64.0), sites, dropouts(sites, {"mask": sharing, "unmask": masking}))
