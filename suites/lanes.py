@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from suites.clipping import ClippedSum
 from suites.contracts import Defense, Local, Params
+from suites.stacked_linear import stackable
 from suites.tasks.networks import Dropout
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], labels [B] -> per-record loss [B]
@@ -90,8 +91,8 @@ class Trainer:
         self.lanes = list(lanes)
         self.loss = loss
         self.defense = defense
-        self.module = lanes[0].module.train()
         self.stacked = len(lanes) > 1
+        self.module = (stackable(lanes[0].module) if self.stacked else lanes[0].module).train()
         self.device = lanes[0].x.device
         self.masks = [
             (f"{name}.mask" if name else "mask", m) for name, m in self.module.named_modules() if isinstance(m, Dropout) and m.p > 0
@@ -154,10 +155,11 @@ class Trainer:
         index, weight = _padded(batches)
         index = index.to(self.device)
         if self._pools_shared:
-            x, y = self.lanes[0].x[index], self.lanes[0].y[index]
+            # index_select copies whole rows: several times faster on a CPU than indexing with a matrix.
+            x, y = (t.index_select(0, index.flatten()).view(*index.shape, *t.shape[1:]) for t in (self.lanes[0].x, self.lanes[0].y))
         else:
-            x = torch.stack([lane.x[row] for lane, row in zip(self.lanes, index)])
-            y = torch.stack([lane.y[row] for lane, row in zip(self.lanes, index)])
+            x = torch.stack([lane.x.index_select(0, row) for lane, row in zip(self.lanes, index)])
+            y = torch.stack([lane.y.index_select(0, row) for lane, row in zip(self.lanes, index)])
         return x, y, None if weight is None else weight.to(self.device)
 
     def _draw_masks(self, batches: Sequence[Tensor]) -> Params:
