@@ -106,6 +106,12 @@ def label(plugins: Sequence[Plugin]) -> str:
     return "+".join(plugin.label for plugin in plugins)
 
 
+def portable(ref: str) -> str:
+    """A reference without the folders of its files: what names a plug-in in tables and in coordinates of randomness."""
+    layers = (layer.partition(":") for layer in ref.split("+"))
+    return "+".join(head.rpartition("/")[2] + colon + rest for head, colon, rest in layers)
+
+
 def catalogue(kind: Kind) -> list[Plugin]:
     """Every installed plug-in of a kind, read from source; one whose file cannot be found or read is left out."""
     found = []

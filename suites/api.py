@@ -1,0 +1,157 @@
+"""The whole of ``infl-bench run`` as a function: ``from suites.api import run``."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from suites import config, registry
+from suites.errors import RequestError
+from suites.plan import CELL_FUNCTIONS, Plan, plan
+from suites.runner import Outcome, Progress, default_workers, execute, store_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A suite with the changes asked for, planned on a device; ``out`` is where it will be written."""
+
+    plan: Plan
+    text: str
+    out: Path
+    device: str
+
+
+def request(
+    suite: str | Path,
+    *,
+    out: str | Path | None = None,
+    task: str | None = None,
+    data: str | None = None,
+    label: str | None = None,
+    site: str | None = None,
+    person: str | None = None,
+    defenses: Sequence[str] | None = None,
+    attacks: Sequence[str] | None = None,
+    seeds: int | None = None,
+    references: int | None = None,
+    budget: float | None = None,
+    device: str | None = None,
+    functions: Mapping[str, str] = CELL_FUNCTIONS,
+) -> Request:
+    """Read, change and plan a suite, without computing anything; see ``run`` for the arguments."""
+    registry.refuse_intruders()
+    spec, text = config.load(suite)
+    columns = {name: value for name, value in (("label", label), ("site", site), ("person", person)) if value is not None}
+    source = spec.data.model_dump(exclude_defaults=True)
+    if data is not None:
+        is_file = data.endswith((".h5ad", ".h5")) or "/" in data
+        source = {"path" if is_file else "name": data}
+    changed = config.override(
+        spec,
+        task=task,
+        data={**source, **columns} if data or columns else None,
+        partition={**spec.partition.model_dump(), "kind": "column"} if site else None,
+        defenses=list(defenses) if defenses else None,
+        attacks=list(attacks) if attacks is not None else None,
+        seeds=seeds,
+        references=references,
+        budget=budget,
+        device=device,
+    )
+    chosen = resolve_device(changed.device)
+    where = Path(out) if out is not None else Path("infl-bench-out") / changed.suite
+    return Request(plan(changed, chosen, functions), text, where, chosen)
+
+
+def run(
+    suite: str | Path,
+    *,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    report: bool = True,
+    tell: Callable[[Progress], None] = lambda _: None,
+    **changes: Any,
+) -> pd.DataFrame:
+    """Run a suite, or what is missing of it, and return its results table.
+
+    Parameters
+    ----------
+    suite : name from the catalogue, or a YAML file
+    out : folder for store, tables and report; default ``infl-bench-out/<suite>``
+    workers : processes at a time; default one a core
+    report : whether to draw ``out/report``
+    tell : called after each change with a ``Progress``
+    changes : task, data, label, site, person, defenses, attacks, seeds, references, budget, device: in place of the suite's own
+
+    Returns
+    -------
+    DataFrame
+        One metric a row (``reports.schema``). A failed cell is a row with status "failed"; only a wrong request raises.
+
+    Raises
+    ------
+    RequestError
+        One sentence: what is wrong, why, how to mend.
+    """
+    return carry_out(request(suite, out=out, **changes), workers=workers, report=report, tell=tell)
+
+
+def carry_out(
+    asked: Request, *, workers: int | None = None, report: bool = True, tell: Callable[[Progress], None] = lambda _: None
+) -> pd.DataFrame:
+    """Compute a planned request, write its tables and draw its report."""
+    store = store_of(asked.out)
+    if workers is not None and workers < 1:
+        raise RequestError(f"--workers is {workers}, but at least one process must work; give 1 or more")
+    threading.Thread(target=_warm, args=(report,), daemon=True).start()
+    outcome = execute(asked.plan, store, workers or default_workers(asked.device), tell)
+    return _finish(asked, outcome, report=report)
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is CUDA where there is one; asking for CUDA where there is none is an error."""
+    if name == "cpu" or (name == "auto" and not _may_have_cuda()):
+        return "cpu"
+    if _may_have_cuda():
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+    if name == "cuda":
+        raise RequestError("--device cuda was asked for, but torch finds no CUDA device here; use --device cpu or auto")
+    return "cpu"
+
+
+def _may_have_cuda() -> bool:
+    """Whether it is worth seconds of torch to ask: NVIDIA's driver shows itself in /dev (or the system is not Linux)."""
+    return sys.platform != "linux" or any(Path(node).exists() for node in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def _finish(asked: Request, outcome: Outcome, *, report: bool) -> pd.DataFrame:
+    from suites import gather
+
+    store = store_of(asked.out)
+    table, curves = gather.results(asked.plan, store, outcome), gather.curves(asked.plan, store, outcome)
+    record = gather.record(asked.plan, outcome, store, asked.text, asked.device)
+    gather.write(asked.out, table, curves, record)
+    if report:
+        import_module("reports.render").render(table, curves, record, asked.out)
+    return table
+
+
+def _warm(report: bool) -> None:
+    """Load what the end needs while the workers work; an error shows itself when it is needed."""
+    try:
+        import_module("suites.gather")
+        if report:
+            import_module("reports.render")
+    except Exception:
+        return

@@ -1,0 +1,247 @@
+"""``infl-bench``: the only part that talks. Exit codes: 0 all well, 1 some cell failed or a condition held, 2 the request was wrong.
+
+Nothing heavy is imported before it is needed: ``--help`` and ``list`` start without torch, pandas or numpy.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from suites.errors import RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from suites.api import Request
+
+app = typer.Typer(
+    name="infl-bench",
+    help="How much privacy a federated-learning defense really gives on omics data, and what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+KINDS = ("suites", "tasks", "data", "defenses", "attacks")
+Out = Annotated[Path | None, typer.Option(help="Folder for store, tables and report [infl-bench-out/SUITE].")]
+
+
+def main() -> None:
+    """Run the command line; what a user got wrong is one sentence, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except RequestError as error:
+        _complain(str(error))
+        code = 2
+    except KeyboardInterrupt:
+        _complain("stopped; run the same command again to go on where it stopped")
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # anything but a misuse of an option, which typer explains
+            raise
+        _complain(f"{error.format_message().rstrip('.')}; see `infl-bench --help`")
+        code = 2
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def run(
+    suite: Annotated[str, typer.Argument(help="A suite of the catalogue, or a YAML file.")],
+    out: Out = None,
+    task: Annotated[str | None, typer.Option(help="Task in place of the suite's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Cohort by name, or an .h5ad file.")] = None,
+    label: Annotated[str | None, typer.Option(help="obs column to predict.")] = None,
+    site: Annotated[str | None, typer.Option(help="obs column that says which site holds a record.")] = None,
+    person: Annotated[str | None, typer.Option(help="obs column of the person behind a record.")] = None,
+    defense: Annotated[str | None, typer.Option(help="Defenses, by comma; + stacks: infl:published+secure_aggregation.")] = None,
+    attack: Annotated[str | None, typer.Option(help="Attacks, by comma; a file as mine.py:Mine.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Independent repeats.")] = None,
+    references: Annotated[int | None, typer.Option(help="Reference federations a defense and seed.")] = None,
+    budget: Annotated[float | None, typer.Option(help="The attacks' effort: 1, 10, 100 times their own.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes at a time [one a core].")] = None,
+    executor: Annotated[str, typer.Option(help="Where cells run; only local so far.")] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which cells would run, and how long.")] = False,
+    fail_if: Annotated[str | None, typer.Option(help="Exit with 1 if this holds, e.g. 'leakage.low > 0.2'.")] = None,
+) -> int:
+    """Run a suite, or what is missing of it, and draw its report."""
+    from suites import api, condition
+
+    _one_of(executor, ("local",), "executor")
+    if device is not None:
+        _one_of(device, ("auto", "cpu", "cuda"), "device")
+    bound = condition.parse(fail_if) if fail_if else None
+    asked = api.request(
+        suite,
+        out=out,
+        task=task,
+        data=data,
+        label=label,
+        site=site,
+        person=person,
+        defenses=_listed(defense),
+        attacks=_listed(attack),
+        seeds=seeds,
+        references=references,
+        budget=budget,
+        device=device,
+    )
+    if dry_run:
+        _foretell(asked, workers)
+        return 0
+    started = time.monotonic()
+    table = _with_progress(asked, workers)
+    failed = table[table["status"] == "failed"]
+    _tell_end(asked, table, failed, time.monotonic() - started)
+    kept = condition.holds(bound, table) if bound else []
+    for line in kept:
+        _complain(f"--fail-if: {line}")
+    return 1 if len(failed) or kept else 0
+
+
+@app.command(name="list")
+def list_(what: Annotated[str | None, typer.Argument(help="suites, tasks, data, defenses or attacks; all if left out.")] = None) -> None:
+    """What is there: suites, tasks, data, defenses, attacks. Read from source; no plug-in is imported."""
+    from suites import catalog_view, registry
+
+    registry.refuse_intruders()
+    for kind in KINDS if what is None else (_one_of(what, KINDS, "list"),):
+        catalog_view.show(kind)
+
+
+@app.command()
+def check(ref: Annotated[str, typer.Argument(help="An attack or defense: a name, or mine.py:Mine.")]) -> int:
+    """Hold a plug-in to the contract's tests, and run the controls on it."""
+    from suites import catalog_view, registry
+
+    registry.refuse_intruders()
+    return catalog_view.check(ref)
+
+
+data_app = typer.Typer(help="Cohorts: show a card, fetch a pinned download.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="show")
+def data_show(name: str) -> None:
+    """The card of a cohort: origin, licence, columns, cautions."""
+    from suites.cohorts.registry import card
+
+    print(card(name).text())
+
+
+@data_app.command(name="fetch")
+def data_fetch(name: str) -> None:
+    """Download a pinned cohort and check its digest."""
+    from suites.cohorts.registry import card
+
+    if card(name).download:
+        from importlib import import_module
+
+        print(import_module("suites.cohorts.fetch").fetch(name))
+    else:
+        print(f"{name} needs no download: it is installed with the package or generated")
+
+
+@app.command()
+def report(folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run to set beside it.")] = None) -> None:
+    """Draw the report of a finished run again, or of two runs side by side."""
+    from suites.redraw import redraw
+
+    print(f"report: {redraw(folder, other)}")
+
+
+@app.command()
+def profile(
+    suite: Annotated[str, typer.Argument(help="Whose defenses and widths to profile.")] = "quickstart",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    features: Annotated[int, typer.Option(help="Width of the input.", min=2)] = 765,
+    batch: Annotated[int, typer.Option(help="Records in a batch.", min=2)] = 100,
+    steps: Annotated[int, typer.Option(help="Steps timed.", min=1)] = 20,
+) -> None:
+    """Samples a second, step latency, peak memory, FLOP and share of the device's measured peak, for each defense."""
+    from suites.profile import profile_suite, show
+
+    _one_of(device, ("auto", "cpu", "cuda"), "device")
+    show(profile_suite(suite, device=device, features=features, batch=batch, steps=steps))
+
+
+def _with_progress(asked: Request, workers: int | None) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from suites import api
+    from suites.runner import Progress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("starting", total=len(asked.plan.cells), left="")
+
+        def tell(now: Progress) -> None:
+            title = now.running[0] if now.running else "gathering"
+            failed = f" [red]{now.failed} failed[/red]" if now.failed else ""
+            bar.update(line, completed=now.done + now.failed, description=title + failed, left=f"{_duration(now.seconds_left)} left")
+
+        return api.carry_out(asked, workers=workers, tell=tell)
+
+
+def _tell_end(asked: Request, table: Any, failed: Any, seconds: float) -> None:
+    skipped = int((table["status"] == "skipped").sum())
+    print(f"{len(asked.plan.cells)} cells, {len(failed)} failed, {skipped} skipped, {_duration(seconds)}")
+    print(f"table:  {asked.out / 'results.parquet'}\nreport: {asked.out / 'report' / 'index.html'}")
+    for _, row in failed.drop_duplicates(["defense", "attack", "reason"]).head(10).iterrows():
+        _complain(f"failed: {' / '.join(str(row[name]) for name in ('defense', 'attack', 'view', 'key') if row[name])}: {row['reason']}")
+
+
+def _foretell(asked: Request, workers: int | None) -> None:
+    from suites.forecast import Forecast
+    from suites.runner import default_workers, pending, store_of
+
+    store, forecast = store_of(asked.out), Forecast()
+    forecast.recall(store)
+    count = workers or default_workers(asked.device)
+    missing = pending(asked.plan, store)
+    print(f"{asked.plan.suite.suite} on {asked.device}: {len(asked.plan.cells)} cells, {len(missing)} to run, {count} at a time")
+    for stage in ("train", "reference", "attack"):
+        cells = [cell for cell in missing if cell.stage == stage]
+        print(f"  {stage:<9} {len(cells):>5} cells  {_duration(sum(map(forecast.seconds, cells))):>8}")
+    print(f"  skipped   {len(asked.plan.skipped):>5} combinations that cannot apply")
+    basis = "from cells measured in this folder" if forecast.measured else "a guess: no cell of this folder has been measured yet"
+    print(f"foretold: {_duration(forecast.total(missing, count))} ({basis})")
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _one_of(word: str, allowed: tuple[str, ...], what: str) -> str:
+    if word not in allowed:
+        raise RequestError(f"{what} '{word}' is not known{did_you_mean(word, allowed)}")
+    return word
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return (
+        f"{seconds:.1f} s"
+        if seconds < 10
+        else f"{whole} s"
+        if whole < 120
+        else f"{whole // 60} min"
+        if whole < 7200
+        else f"{whole // 3600} h"
+    )
+
+
+def _complain(sentence: str) -> None:
+    print(f"infl-bench: {sentence}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

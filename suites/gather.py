@@ -1,0 +1,127 @@
+"""Rows and curves of finished cells become the two tables and the record, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from reports import schema
+from suites.closure import combined
+from suites.plan import Cell, Plan
+from suites.runner import Outcome
+from suites.store import Store, writing
+
+ROWS, CURVES = "rows.json", "curves.json"
+RESULTS_FILE, CURVES_FILE, RECORD_FILE = "results.parquet", "curves.parquet", "record.json"
+_BLANK = {"metric": "", "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "direction": "higher", "role": "score", "reason": ""}
+
+
+def results(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
+    """One row a metric, in the order of the plan: done, failed and skipped cells alike."""
+    rows: list[dict[str, Any]] = []
+    for cell in plan.cells:
+        if cell.id in outcome.failed:
+            reason = f"{'reference models: ' if cell.stage == 'reference' else ''}{outcome.failed[cell.id]}"
+            rows.append(_row(cell, {"status": "failed", "reason": reason, **({} if cell.columns["attack"] else _TRAINING)}, 0.0))
+            continue
+        manifest = store.manifest(cell.stage, cell.id)
+        seconds = float(manifest["seconds"]) if manifest else 0.0
+        rows.extend(_row(cell, row, seconds) for row in _read(store.folder(cell.stage, cell.id) / ROWS))
+    rows.extend({**_BLANK, **skipped.columns, "status": "skipped", "reason": skipped.reason, "seconds": 0.0} for skipped in plan.skipped)
+    if not rows:
+        return schema.empty()
+    frame = pd.DataFrame([{**row, "schema_version": schema.SCHEMA_VERSION} for row in rows])
+    ordered = [*schema.RESULTS, *(name for name in frame.columns if name not in schema.RESULTS)]
+    return schema.validate(frame[ordered].astype({name: kind for name, kind in schema.RESULTS.items() if kind != schema.TEXT}))
+
+
+def curves(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
+    """ROC points, key curves, reconstructions, in the order of the plan."""
+    rows = [
+        {**{name: cell.columns[name] for name in schema.CURVES if name in cell.columns}, **_own(cell, curve)}
+        for cell in plan.cells
+        if cell.stage == "attack" and cell.id not in outcome.failed
+        for curve in _read(store.folder(cell.stage, cell.id) / CURVES)
+    ]
+    if not rows:
+        return schema.empty_curves()
+    frame = pd.DataFrame(rows)[list(schema.CURVES)]
+    return schema.validate_curves(frame.astype({name: kind for name, kind in schema.CURVES.items() if kind != schema.TEXT}))
+
+
+def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str) -> dict[str, Any]:
+    """With what code, data, versions and seeds the tables were made; every random number can be derived again from it."""
+    request = plan.suite.model_dump(mode="json")
+    if request["data"]["path"]:
+        request["data"]["path"] = Path(request["data"]["path"]).name
+    cells: dict[str, Any] = {}
+    for cell in plan.cells:
+        found = store.manifest(cell.stage, cell.id) or {}
+        status = "failed" if cell.id in outcome.failed else "done"
+        cells[cell.id] = {"title": cell.title, "status": status, "seconds": found.get("seconds"), "cpu_seconds": found.get("cpu_seconds")}
+    return {
+        "schema_version": schema.SCHEMA_VERSION,
+        "infl_bench": version("infl-bench"),
+        "suite": plan.suite.suite,
+        "title": plan.suite.title,
+        "seeds": list(range(plan.suite.seeds)),
+        "data_digest": plan.data,
+        "code_hash": combined(plan.code),
+        "code": plan.code,
+        "versions": {**plan.versions, "pandas": pd.__version__, "python": platform.python_version()},
+        "machine": {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(), "device": device},
+        "request": request,
+        "suite_text": text,
+        "cells": cells,
+    }
+
+
+def write(out: Path, table: pd.DataFrame, curve_table: pd.DataFrame, made_with: Mapping[str, Any]) -> None:
+    """The three files of a run, each renamed into place when it is whole."""
+    with writing(out):
+        _atomically(out / RESULTS_FILE, lambda path: table.to_parquet(path, index=False))
+        _atomically(out / CURVES_FILE, lambda path: curve_table.to_parquet(path, index=False))
+        _atomically(out / RECORD_FILE, lambda path: path.write_text(json.dumps(made_with, indent=1, sort_keys=False)))
+
+
+_TRAINING = {"goal": "utility", "role": "utility"}
+
+
+def _row(cell: Cell, row: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    made = {**_BLANK, "status": "ok", "seconds": seconds, **_own(cell, row)}
+    infinite = [name for name in ("value", "low", "high") if made[name] is None or math.isinf(made[name])]
+    if infinite:
+        made.update(dict.fromkeys(infinite, math.nan))
+        made["reason"] = made["reason"] or "not a finite number"
+    if made["status"] == "ok" and math.isnan(made["value"]) and not made["reason"]:
+        made["reason"] = "not a number"
+    return made
+
+
+def _own(cell: Cell, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's row under the plan's columns: what names the cell is the plan's to say, the goal of a training row is its own."""
+    return {**row, **cell.columns, "goal": cell.columns["goal"] or row.get("goal", "")}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text())
+    return found
+
+
+def _atomically(path: Path, save: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

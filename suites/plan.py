@@ -1,0 +1,236 @@
+"""The grid as cells: task × defense × attack × threat × seed becomes two stages of JSON specs with content ids.
+
+A cell's id hashes its spec, the data's digest, the static import closure of the code it uses and the versions of what computes. The
+train key is part of the attack key, so one trained federation feeds all attacks, and an edited attack reruns alone. What cannot apply
+becomes a ``skipped`` row here, without a process.
+
+The specs, all JSON: a train spec has suite, task, data, data_digest, split, partition, federation, probes, defense, seed, engine and
+device. A reference spec adds ``first`` and ``count`` (references first … first + count - 1; the k-th does not depend on how many are
+asked for). An attack spec adds attack, threat, references and budget; its inputs are the folders ``train`` and ``reference:0``,
+``reference:1`` …
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from suites import registry
+from suites.closure import Code, closure, combined
+from suites.cohorts.spec import DataSpec
+from suites.config import SuiteSpec, ThreatSpec
+from suites.errors import RequestError
+from suites.registry import Plugin
+from suites.sight import skip_reason
+
+Stage = Literal["train", "reference", "attack"]
+Spec = Mapping[str, Any]
+CELL_FUNCTIONS: Mapping[str, str] = {
+    "train": "suites.referee:train_cell",
+    "reference": "suites.referee:reference_cell",
+    "attack": "suites.referee:attack_cell",
+}
+COMPUTES = ("torch", "numpy", "scipy", "scikit-learn", "opacus", "cryptography", "anndata", "scanpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One process's work: ``call`` is given ``spec``, a folder to fill and, for attacks, the folders of ``inputs``."""
+
+    stage: Stage
+    id: str
+    call: str
+    spec: Spec
+    columns: Spec  # constant columns of its rows
+    inputs: Mapping[str, str] = field(default_factory=dict)  # name -> id
+
+    @property
+    def title(self) -> str:
+        parts = (self.columns["defense"], self.columns["attack"], self.columns["view"], self.columns["key"], f"seed {self.columns['seed']}")
+        return " / ".join([self.stage, *(str(part) for part in parts if part)])
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A combination that cannot apply; a row with its reason."""
+
+    columns: Spec
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    suite: SuiteSpec
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...]
+    data: str  # digest
+    code: Code
+    versions: Mapping[str, str]
+
+
+def plan(suite: SuiteSpec, device: str, functions: Mapping[str, str] = CELL_FUNCTIONS) -> Plan:
+    """All cells of a suite, target trainings first; raises ``RequestError`` for whatever the suite names and nobody has."""
+    return _Planner(suite, device, functions).plan()
+
+
+def data_digest(data: DataSpec) -> str:
+    """The digest of a file's bytes; a named cohort is pinned by the code that loads it, which the closure holds."""
+    if data.path is None:
+        return f"named {data.name}"
+    path = Path(data.path).expanduser()
+    if not path.exists():
+        raise RequestError(f"there is no data file {data.path}; check the path")
+    if not path.is_file():
+        raise RequestError(f"{data.path} is not a file; give one .h5ad file")
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise RequestError(f"the data file {data.path} cannot be read ({error.strerror}); check its permissions") from None
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of what computes; they are part of every id, so that one table never mixes two."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in COMPUTES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class _Planner:
+    def __init__(self, suite: SuiteSpec, device: str, functions: Mapping[str, str]) -> None:
+        self.suite, self.functions = suite, functions
+        self.task = registry.find("tasks", suite.task)
+        self.defenses = [registry.stack(ref) for ref in dict.fromkeys(suite.defenses)]
+        self.attacks = [registry.find("attacks", ref) for ref in dict.fromkeys(suite.attacks)]
+        _refuse_twins([registry.label(layers) for layers in self.defenses], "defenses")
+        _refuse_twins([attack.label for attack in self.attacks], "attacks")
+        _refuse_twins([f"view {t.view}, key {t.key_label}, unit {t.unit}" for t in suite.threats], "threats")
+        self.data = data_digest(suite.data)
+        self.code: Code = {}
+        keys = ("suite", "data", "split", "partition", "federation", "probes", "engine")
+        dumped = suite.model_dump(mode="json")
+        prepared = (
+            combined(closure("suites.prepared")) + self.data + json.dumps(dict(versions()))
+        )  # prepared files outlive an edit of their code
+        digest = hashlib.sha256(prepared.encode()).hexdigest()
+        self.common = {**{key: dumped[key] for key in keys}, "data_digest": digest, "task": self.task.ref, "device": device}
+
+    def plan(self) -> Plan:
+        trained = [(layers, seed, self._train(layers, seed)) for layers in self.defenses for seed in range(self.suite.seeds)]
+        cells = [cell for _, _, cell in trained]
+        skipped: list[Skipped] = []
+        for layers, seed, target in trained:
+            attacks = [item for attack in self.attacks for item in self._on(layers, attack, target, seed)]
+            asked = any(isinstance(item, tuple) and "references" in (item[0].needs or ("references",)) for item in attacks)
+            references = self._references(layers, seed) if asked and self.suite.references else []
+            cells.extend(references)
+            for item in attacks:
+                if isinstance(item, Skipped):
+                    skipped.append(item)
+                else:
+                    cells.append(self._attack(layers, *item, target, references, seed))
+        order: Mapping[str, int] = {"train": 0, "reference": 1, "attack": 2}
+        cells.sort(key=lambda cell: order[cell.stage])
+        return Plan(self.suite, tuple(cells), tuple(skipped), self.data, dict(sorted(self.code.items())), versions())
+
+    def _train(self, layers: Sequence[Plugin], seed: int) -> Cell:
+        spec = {**self.common, "stage": "train", "defense": _ref(layers), "seed": seed}
+        return self._cell("train", spec, (*layers, self.task), self._columns(layers, seed))
+
+    def _references(self, layers: Sequence[Plugin], seed: int) -> list[Cell]:
+        """Whole chunks only: the last one trains a few more than asked rather than let the k-th depend on the number."""
+        count = self.suite.engine.reference_chunk
+        common = {**self.common, "stage": "reference", "defense": _ref(layers), "seed": seed, "probes": [], "count": count}
+        chunks = range(0, self.suite.references, count)
+        return [self._cell("reference", {**common, "first": k}, (*layers, self.task), self._columns(layers, seed)) for k in chunks]
+
+    def _attack(
+        self, layers: Sequence[Plugin], attack: Plugin, threat: ThreatSpec, target: Cell, references: Sequence[Cell], seed: int
+    ) -> Cell:
+        reads = references if attack.needs is None or "references" in attack.needs else []
+        spec = {
+            **target.spec,
+            "stage": "attack",
+            "attack": attack.ref,
+            "threat": threat.model_dump(mode="json"),
+            "references": self.suite.references if reads else 0,
+            "budget": self.suite.budget,
+        }
+        inputs = {"train": target.id, **{f"reference:{k}": cell.id for k, cell in enumerate(reads)}}
+        return self._cell("attack", spec, (attack,), self._columns(layers, seed, attack, threat), inputs)
+
+    def _on(self, layers: Sequence[Plugin], attack: Plugin, target: Cell, seed: int) -> Iterator[tuple[Plugin, ThreatSpec] | Skipped]:
+        """The threats under which an attack on a defense says something of its own, or why it cannot."""
+        keyed = any(layer.keyed for layer in layers)
+        masks = [layer.masked for layer in layers]
+        topologies = [layer.topology for layer in layers]
+        topology = next((t for t in topologies if t not in (None, "federated")), None if None in topologies else "federated")
+        for threat in _active(self.suite.threats, keyed=keyed, uses_key=attack.needs is None or "key" in attack.needs):
+            reason = None
+            if attack.goal == "key" and not keyed:
+                reason = "the defense has no key"
+            elif attack.needs is not None and topology is not None and (True in masks or None not in masks):
+                has = self.suite.references > 0
+                reason = skip_reason(attack.needs, threat.view, topology=topology, masked=True in masks, has_references=has)
+            yield Skipped(self._columns(layers, seed, attack, threat), reason) if reason else (attack, threat)
+
+    def _columns(
+        self, layers: Sequence[Plugin], seed: int, attack: Plugin | None = None, threat: ThreatSpec | None = None
+    ) -> dict[str, Any]:
+        data = self.suite.data
+        return {
+            "suite": self.suite.suite,
+            "task": self.task.label,
+            "data": data.name or Path(str(data.path)).stem,
+            "defense": registry.label(layers),
+            "attack": attack.label if attack else "",
+            "goal": (attack.goal or "") if attack else "",
+            "view": threat.view if threat else "",
+            "key": threat.key_label if threat else "",
+            "seed": seed,
+            "unit": threat.unit if threat else self.suite.split.unit,
+            "budget": self.suite.budget if attack else 1.0,
+        }
+
+    def _cell(self, stage: Stage, spec: Spec, plugins: Sequence[Plugin], columns: Spec, inputs: Mapping[str, str] | None = None) -> Cell:
+        call = self.functions[stage]
+        code = closure(call, *(plugin.module or plugin.path for plugin in plugins))
+        self.code.update(code)
+        refs = {key: registry.portable(spec[key]) for key in ("task", "defense", "attack") if key in spec}
+        hashed = {**spec, "data": {**spec["data"], "path": None}, **refs}
+        material = [hashed, self.data, combined(code), dict(versions()), dict(inputs or {})]
+        digest = hashlib.sha256(json.dumps(material, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+        return Cell(stage, digest, call, spec, columns, inputs or {})
+
+
+def _active(threats: Sequence[ThreatSpec], *, keyed: bool, uses_key: bool) -> list[ThreatSpec]:
+    """Threats that differ only in a key that nobody reads are one threat: the one without a key, else the first."""
+    if keyed and uses_key:
+        return list(threats)
+    groups: dict[tuple[Any, ...], list[ThreatSpec]] = {}
+    for threat in threats:
+        groups.setdefault((threat.view, threat.active, threat.colluders, threat.auxiliary, threat.unit), []).append(threat)
+    chosen = [next((t for t in group if t.key == "none"), group[0] if keyed else None) for group in groups.values()]
+    return [threat for threat in chosen if threat is not None]
+
+
+def _refuse_twins(labels: Sequence[str], what: str) -> None:
+    twins = [label for label in labels if labels.count(label) > 1]
+    if twins:
+        raise RequestError(f"{what} holds '{twins[0]}' twice, and tables could not tell the two apart; keep one")
+
+
+def _ref(layers: Sequence[Plugin]) -> str:
+    return "+".join(layer.ref for layer in layers)

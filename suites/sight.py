@@ -1,0 +1,40 @@
+"""Which sights each view gets under a defense, as words: what the planner skips by before torch is even imported.
+
+An attack that needs more than its view gets is skipped with that reason, so that no table sets one site's update beside a masked sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ALWAYS = frozenset({"candidates", "auxiliary", "simulate", "predict", "key", "oracle"})
+
+_WHY_NOT = {
+    "updates": "single sites' updates are not visible to this view",
+    "probes": "single sites' updates are not visible to this view",
+    "released": "no model is released",
+    "references": "the suite trains no reference models",
+    "own_records": "this view owns no training records",
+}
+
+
+def available(view: str, *, topology: str, masked: bool, has_references: bool) -> frozenset[str]:
+    """What a view sees; ``masked`` says that a channel lets the server read only the sum."""
+    if topology == "local_only":
+        return ALWAYS  # nothing ever leaves a site
+    sights = ALWAYS | {"released"} | ({"references"} if has_references else set())
+    if topology == "centralized" or view == "outsider":
+        return sights
+    sights |= {"broadcasts", "sums"}
+    if view == "site":
+        return sights | {"own_records"}
+    return sights | {"probe_sums"} | (set() if masked else {"updates", "probes"})
+
+
+def skip_reason(needs: Iterable[str], view: str, *, topology: str, masked: bool, has_references: bool) -> str | None:
+    """Why an attack with these needs cannot run, or None."""
+    missing = sorted(set(needs) - available(view, topology=topology, masked=masked, has_references=has_references))
+    if not missing:
+        return None
+    reasons = list(dict.fromkeys(_WHY_NOT.get(name, f"{name} is not visible to this view") for name in missing))
+    return "; ".join(reasons) + (" (they are masked: the server reads only their sum)" if masked and view == "server" else "")
