@@ -134,7 +134,7 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
     if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
         present = [key for key in ("X", "raw") if key in file or f"{key}.X" in file]
         present += [f"{part}/{name}" for part in ("layers", "obsm") if isinstance(file.get(part), h5py.Group) for name in file[part]]
-        raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present)}")
+        raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else '; write one into X'}")
     out = np.empty((int(rows.sum()), features), dtype=np.float32)
     shape = tuple(held.shape if isinstance(held, h5py.Dataset) else held.attrs.get("shape", held.attrs.get("h5sparse_shape")))
     if shape != (len(rows), features):
