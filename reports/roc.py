@@ -91,7 +91,7 @@ def tpr_at(scores: ArrayLike, member: ArrayLike, target: float, level: float = 0
     expected = len(outside) * target
     if expected < 3 - 1e-9:
         need = math.ceil(3 / target - 1e-9)
-        reason = f"not resolvable: n0 x FPR = {expected:.2g} < 3 (needs {need} non-members)"
+        reason = f"not resolvable: n0 x FPR = {math.floor(expected * 100 + 1e-9) / 100:g} < 3 (needs {need} non-members)"
         return Rate(math.nan, math.nan, math.nan, math.nan, math.nan, reason)
     thresholds = np.unique(np.concatenate([inside, outside]))  # ascending: alarms fall
     alarms = _at_least(outside, thresholds)
