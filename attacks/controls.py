@@ -27,6 +27,11 @@ class RandomGuess:
     def messages(self, seen: Observation) -> Sequence[Target]:
         return seen.targets
 
+    @staticmethod
+    def of_sums() -> RandomGuess:
+        """The same control where only sums of messages are seen."""
+        return RandomGuessOfSum()
+
 
 class ClassMean:
     """Control: the auxiliary mean of each record's class, the class read off the output bias; the overall mean where there is none."""
@@ -49,6 +54,11 @@ class ClassMean:
 
     def messages(self, seen: Observation) -> Sequence[Target]:
         return seen.targets
+
+    @staticmethod
+    def of_sums() -> ClassMean:
+        """The same control where only sums of messages are seen."""
+        return ClassMeanOfSum()
 
 
 class NearestAuxiliary:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attacks.gradient_inversion.message import as_gradient, certified, known_count, output_bias
-from suites.contracts import Goal, Guess, Observation, Params, Sees, Target
+from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Target
 
 
 class CosineInversion:
@@ -41,18 +41,18 @@ class CosineInversion:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         everything = self.messages(seen)
-        targets = list(everything[: self.limit])
+        targets, key = list(everything[: self.limit]), seen.key
         features, classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
         values: dict[int, Tensor] = {}
         losses: dict[int, float] = {}
         proven: dict[int, bool] = {}
         for group in _alike(targets):
             members = [targets[index] for index in group]
-            x, labels, loss = self._descend(seen, members, features, classes, rng)
+            x, labels, loss = self._descend(seen, members, features, classes, key, rng)
             for position, index in enumerate(group):
                 best = int(loss[position].argmin())
                 values[index], losses[index] = x[position, best], float(loss[position, best])
-                proven[index] = certified(seen, targets[index], values[index], labels[position, best], seen.key)
+                proven[index] = certified(seen, targets[index], values[index], labels[position, best], key)
         order = range(len(targets))
         return Guess(
             [values[index] for index in order],
@@ -66,13 +66,13 @@ class CosineInversion:
         return seen.targets
 
     def _descend(
-        self, seen: Observation, targets: Sequence[Target], features: int, classes: int, rng: torch.Generator
+        self, seen: Observation, targets: Sequence[Target], features: int, classes: int, key: Secret | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Records [T, R, B, F], soft labels [T, R, B, K] and losses [T, R] of targets that share checkpoint and protocol."""
         first = targets[0]
         # Adam's first steps keep little but signs, whose slope is zero nearly everywhere: plain steps stand for them, smooth and alike.
         client = replace(first, optimiser="sgd") if first.optimiser == "adam" else first
-        lanes, key = len(targets) * self.restarts, seen.key
+        lanes = len(targets) * self.restarts
         device = next(iter(first.params.values())).device
         names = [name for name, tensor in first.update.items() if tensor.is_floating_point()]
         received = {name: torch.stack([target.update[name] for target in targets]).repeat_interleave(self.restarts, 0) for name in names}

@@ -85,6 +85,19 @@ def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, 
         return result
 
 
+def first_slopes(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params) -> Tensor:
+    """Minus the derivative [n, H] of each record's loss by the output of the first linear layer that the model calls."""
+    leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
+    with torch.enable_grad(), _Notes() as notes:
+        outputs = predict(leaves)
+    outside = [call.outside for call in notes.calls if not call.elementwise and len(call.inside) == len(outputs)]
+    if not outside:
+        raise Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")
+    with torch.enable_grad():
+        slope: Tensor = torch.autograd.grad(loss(outputs).sum(), outside[0])[0]
+    return -slope
+
+
 class _Deltas:
     """How each call's weight and bias change with each update: the update itself where they are parameters, else by a second run."""
 

@@ -9,16 +9,17 @@ all others; where no reference includes any candidate, the one-sided offline for
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attacks.membership.loss import key_to_use
-from suites.contracts import Goal, Guess, Observation, Sees, Skip
+from suites.contracts import Goal, Guess, Observation, Reference, Sees, Skip
 
 POOL = 64  # references below which variances are pooled
-_USUAL = 8  # asked for where the suite does not say how many there are
+_ALL = 1 << 20
 _FLOOR = 1e-6  # of the variance, for references that agree to the last bit
 
 
@@ -44,16 +45,21 @@ class LiRA:
 
 def signals_of(seen: Observation, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
     """The released model's signal [n], the references' [R, n], and which reference was trained on which candidate [R, n] bool."""
-    candidates = seen.candidates
-    available = seen.known.get("n_references")
-    references = seen.references(count if count is not None else int(available.value) if available else _USUAL)
-    if not references:
-        raise Skip("there are no reference models to compare with; set references in the suite")
+    candidates, references = seen.candidates, ask_references(seen, count)
     with torch.no_grad():
         signal = seen.signal(seen.predict(seen.released, candidates.x, key_to_use(seen)), candidates.y).double()
         rows = [seen.signal(reference.predict(candidates.x), candidates.y).double() for reference in references]
     included = torch.stack([reference.included[: len(candidates)].bool() for reference in references])
     return signal, torch.stack(rows), included.to(signal.device)
+
+
+def ask_references(seen: Observation, count: int | None) -> Sequence[Reference]:
+    """The first ``count`` references, or all that the suite trains; raises ``Skip`` where there are none."""
+    available = seen.known.get("n_references")
+    references = seen.references(count if count is not None else int(available.value) if available else _ALL)
+    if not references:
+        raise Skip("there are no reference models to compare with; set references in the suite")
+    return references
 
 
 def likelihood_ratio(signal: Tensor, signals: Tensor, included: Tensor, pool: int = POOL) -> Tensor:

@@ -82,6 +82,7 @@ def test_membership_controls() -> None:
 def test_controls_of_sums_read_sums_only(attack: type) -> None:
     seen, _ = lab()
     assert "probes" not in attack.needs
+    assert type(attack.__base__().of_sums()) is attack
     assert [value.shape for value in run(attack, seen)] == [(1, F)] * TARGETS
 
 
