@@ -181,7 +181,7 @@ class Site:
         ]
 
     def mask(self, words: Words, boxes: Sequence[Sealed]) -> Masked:
-        """Open the neighbours' boxes, then add the self mask and one mask a neighbour whose box came."""
+        """Open the neighbours' boxes, then mask ``words`` in place: the self mask, and one for each neighbour whose box came."""
         self._enter("mask", "vote")
         for sealed in boxes:
             if sealed.recipient != self.index or sealed.sender not in self._neighbours or sealed.sender in self._boxes:
@@ -199,9 +199,9 @@ class Site:
             )
         if len(words) != self.length:
             raise ValueError(f"site {self.index} has {len(words)} words and the session {self.length}")
-        total = words.copy()
-        add_masks(total, [(derive(self._seed, self._session, "self mask", self.index), 1), *self._pair_masks()], self.generator)
-        return Masked(self.index, total)
+        own = (derive(self._seed, self._session, "self mask", self.index), 1)
+        add_masks(words, [own, *self._pair_masks()], self.generator)
+        return Masked(self.index, words)
 
     def vote(self, survivors: Sequence[int]) -> Vote:
         """Sign the list of sites whose masked words the server says it has."""
