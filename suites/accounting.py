@@ -49,6 +49,11 @@ def epsilon(rate: float, noise_multiplier: float, steps: int, delta: float) -> f
 @lru_cache(maxsize=256)
 def noise_multiplier(sites: tuple[tuple[float, int], ...], target: float, delta: float) -> float:
     """The least noise (in units of the clipping norm, to 0.5 % of ε) at which every site of (rate, steps) stays within ``target``."""
+    if not 0.05 <= target <= 1000:
+        raise RequestError(
+            f"ε = {target:g} was asked for, but below 0.05 the accountant's grid outgrows memory and above 1000 nothing is protected; "
+            "ask for one between, or give noise_multiplier"
+        )
     noise = 0.0
     for rate, steps in sorted(set(sites), key=lambda site: site[0] * math.sqrt(site[1]), reverse=True):
         if steps > 0 and (noise == 0 or epsilon(rate, noise, steps, delta) > target):
@@ -71,8 +76,7 @@ def _calibrate(rate: float, steps: int, target: float, delta: float) -> float:
         known = (at, reached)
         at += max(-1.0, min(1.0, (aim - reached) / slope))
     raise RequestError(
-        f"no noise gives ε = {target:g} at δ = {delta:g} for sampling rate {rate:g} and {steps} steps, so nothing could be claimed; "
-        "ask for an ε between 0.01 and 300, or give noise_multiplier"
+        f"no noise was found that gives ε = {target:g} at δ = {delta:g} for sampling rate {rate:g} and {steps} steps; give noise_multiplier"
     )
 
 
