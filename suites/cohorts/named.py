@@ -6,6 +6,10 @@ them.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +29,8 @@ def named(data: DataSpec) -> Cohort:
     if data.params:
         raise RequestError(f"data.params belong to a generated cohort (name: synthetic) and {data.name} has none; remove them")
     known = {field: value for field, value in about.defaults if getattr(data, field) in (None, ())}
-    return from_file(data.model_copy(update=known), pbmc68k(), data.name, about.citation, about.licence)
+    path = parsed(data.name) if about.download else pbmc68k()
+    return from_file(data.model_copy(update=known), path, data.name, about.citation, about.licence)
 
 
 def pbmc68k() -> Path:
@@ -34,6 +39,32 @@ def pbmc68k() -> Path:
     path = Path(found.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad" if found and found.origin else None
     if path is None or not path.exists():
         raise RequestError("cohort pbmc68k comes with scanpy, which is not installed completely; run pip install --force-reinstall scanpy")
+    return path
+
+
+def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
+    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once per pinned files and parser."""
+    from suites.cohorts import fetch
+    from suites.cohorts.originals import ORIGINALS
+
+    files = fetch.fetch(name, mirror, say)
+    version = hashlib.sha256(Path(__file__).with_name("parsers.py").read_bytes())
+    for original in ORIGINALS[name]:
+        version.update(original.sha256.encode())
+    path = fetch.cache() / "parsed" / f"{name}-{version.hexdigest()[:16]}.h5ad"
+    if path.exists():
+        return path
+    fetch.make_folder(path.parent)
+    from suites.cohorts import parsers  # and with them pandas and anndata, only where there is something to parse
+
+    data = parsers.parse(name, files)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        data.write_h5ad(temporary)
+        os.replace(temporary, path)  # several processes may do this at once: each its own file, the same content
+    finally:
+        Path(temporary).unlink(missing_ok=True)
     return path
 
 

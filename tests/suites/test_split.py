@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.spec import PartitionSpec, SplitSpec
 from suites.contracts import RequestError
-from suites.split import Split, split
+from suites.split import Split, _dirichlet, split
 
 
 def cohort(n: int, classes: int = 3, sites: int = 3, people: int | None = None, seed: int = 0) -> Cohort:
@@ -115,6 +115,18 @@ def test_iid_sites_are_even_and_a_small_alpha_skews_labels() -> None:
     skewed = [split(data, SplitSpec(), PartitionSpec(kind="dirichlet", sites=3, alpha=alpha), 0) for alpha in (0.1, 1e4)]
     assert skew(skewed[0]) > 0.5
     assert skew(skewed[1]) < 0.35
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.5, 5.0])
+def test_the_skew_is_a_dirichlets(alpha: float) -> None:
+    # For p ~ Dirichlet(alpha, S sites): E[sum p^2] = (alpha + 1) / (S alpha + 1); sampling a label n times adds (1 - that) / n.
+    sites, n = 4, 500
+    rng = torch.Generator().manual_seed(0)
+    partition = PartitionSpec(kind="dirichlet", sites=sites, alpha=alpha)
+    label = np.zeros(n, dtype=np.int64)
+    squares = [float(((np.bincount(_dirichlet(label, 1, partition, rng), minlength=sites) / n) ** 2).sum()) for _ in range(400)]
+    expected = (alpha + 1) / (sites * alpha + 1)
+    assert np.mean(squares) == pytest.approx(expected + (1 - expected) / n, abs=4 * np.std(squares) / 20)
 
 
 def test_persons_shares_are_met_by_records() -> None:
