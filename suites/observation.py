@@ -1,6 +1,6 @@
 """What a threat sees, and nothing else: the only place that turns a transcript into an observation.
 
-``available`` says which kinds of sight a view gets under a defense; an attack that needs more is skipped with that reason, so that no table
+``suites.sight`` says which sights a view gets under a defense; an attack that needs more is skipped with that reason, so that no table
 sets one site's update beside a masked sum. ``Guarded`` is what the attack is handed: it logs every read and raises on one that the attack
 did not declare.
 """
@@ -34,6 +34,7 @@ from suites.contracts import (
 )
 from suites.federation import build, call
 from suites.randomness import stream
+from suites.sight import skip_reason
 from suites.simulation import simulate
 from suites.stack import Stack
 
@@ -73,43 +74,9 @@ class Scene:
     own_records: Records | None = None
 
 
-def available(view: str, stack: Stack, *, has_references: bool) -> frozenset[Sees]:
-    """Which sights a view gets under a defense."""
-    sights: set[Sees] = {"candidates", "auxiliary", "simulate", "predict", "key", "oracle"}
-    if stack.topology == "local_only":
-        return frozenset(sights)  # nothing ever leaves a site
-    sights.add("released")
-    if has_references:
-        sights.add("references")
-    if stack.topology == "centralized" or view == "outsider":
-        return frozenset(sights)
-    sights |= {"broadcasts", "sums"}
-    if view == "site":
-        sights.add("own_records")
-    if view == "server":
-        sights.add("probe_sums")
-        if stack.channel is None:
-            sights |= {"updates", "probes"}
-    return frozenset(sights)
-
-
-_WHY_NOT: dict[str, str] = {
-    "updates": "single sites' updates are not visible to this view",
-    "probes": "single sites' updates are not visible to this view",
-    "released": "no model is released",
-    "references": "the suite trains no reference models",
-    "own_records": "this view owns no training records",
-}
-
-
-def skip_reason(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
-    """Why an attack cannot run here, or None."""
-    missing = sorted(set(attack.needs) - available(view, stack, has_references=has_references))
-    if not missing:
-        return None
-    masked = " (they are masked: the server reads only their sum)" if stack.channel is not None and view == "server" else ""
-    reasons = list(dict.fromkeys(_WHY_NOT.get(name, f"{name} is not visible to this view") for name in missing))
-    return "; ".join(reasons) + masked
+def why_not(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
+    """Why an attack cannot run on what this view sees, or None."""
+    return skip_reason(attack.needs, view, topology=stack.topology, masked=stack.channel is not None, has_references=has_references)
 
 
 class Seen:

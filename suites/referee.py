@@ -39,7 +39,7 @@ from suites.contracts import (
     Threat,
 )
 from suites.federation import Assignment, Trained, build, call, train
-from suites.observation import Evidence, Guarded, Scene, Seen, skip_reason
+from suites.observation import Evidence, Guarded, Scene, Seen, why_not
 from suites.prepared import Prepared, prepare
 from suites.randomness import keys, stream
 from suites.scoring import (
@@ -218,7 +218,7 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     attack: Attack = plugin.make()
     where = {"attack": spec["attack"], "goal": attack.goal, "view": threat.view, "key": threat.key_label}
     reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
-    reason = skip_reason(attack, threat.view, bench.stack, has_references=bool(reference_folders))
+    reason = why_not(attack, threat.view, bench.stack, has_references=bool(reference_folders))
     curves: list[Row] = []
     if reason is None:
         try:
@@ -312,15 +312,20 @@ class Trial:
     def _records(self, attack: Attack) -> list[Tensor]:
         """The records behind each target, in the order in which the observation lists them."""
         x = self.bench.prepared.pool.x
-        sums = "probe_sums" in attack.needs and "probes" not in attack.needs
         found: list[Tensor] = []
         for record in self.evidence.rounds:
             for probe in record.probes:
-                if sums:
+                if self._sums(attack):
                     found.append(x[torch.tensor([i for site in probe.probe.records for i in site])])
                 else:
                     found += [x[torch.tensor(probe.probe.records[message.site])] for message in probe.messages]
+        if not found:
+            raise Skip("no probe message crossed the wire here, so there is nothing to reconstruct")
         return found
+
+    def _sums(self, attack: Attack) -> bool:
+        """Whether this attack's targets are sums: it asks for them, or a channel leaves nothing else."""
+        return self.bench.stack.channel is not None or ("probe_sums" in attack.needs and "probes" not in attack.needs)
 
     def _score_membership(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
         from reports.roc import roc_points
@@ -337,7 +342,7 @@ class Trial:
         for name in _PRIORS:
             control = registry.find("attacks", name).make()
             try:
-                controls[name] = self.guess(_like(control, attack), name)[0].value[: len(truth)]
+                controls[name] = self.guess(control.of_sums() if self._sums(attack) else control, name)[0].value[: len(truth)]
             except Skip:
                 continue
         prepared = self.bench.prepared
@@ -368,14 +373,6 @@ class Trial:
         opened = [bench.utilities(bench.predict(key, keyless=key is None), final)[headline] for key in guess.value]
         right = bench.utilities(bench.predict(self.secret), final)[headline]
         return score_key(opened, right, bench.floor()[headline]), []
-
-
-def _like(control: Attack, attack: Attack) -> Attack:
-    """A control that looks where the attack looks: at single messages or at sums."""
-    if "probe_sums" in attack.needs and "probes" not in attack.needs and hasattr(control, "of_sums"):
-        made: Attack = control.of_sums()
-        return made
-    return control
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
