@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from suites import registry
 from suites.closure import Code, closure, combined
+from suites.cohorts.registry import card
 from suites.cohorts.spec import DataSpec
 from suites.config import SuiteSpec, ThreatSpec
 from suites.errors import RequestError
@@ -83,7 +84,7 @@ def plan(suite: SuiteSpec, device: str, functions: Mapping[str, str] = CELL_FUNC
 def data_digest(data: DataSpec) -> str:
     """The digest of a file's bytes; a named cohort is pinned by the code that loads it, which the closure holds."""
     if data.path is None:
-        return f"named {data.name}"
+        return f"named {card(str(data.name)).name}"
     path = Path(data.path).expanduser()
     if not path.exists():
         raise RequestError(f"there is no data file {data.path}; check the path")
@@ -114,6 +115,11 @@ class _Planner:
         self.task = registry.find("tasks", suite.task)
         self.defenses = [registry.stack(ref) for ref in dict.fromkeys(suite.defenses)]
         self.attacks = [registry.find("attacks", ref) for ref in dict.fromkeys(suite.attacks)]
+        for attack in self.attacks:
+            if attack.goal is None:
+                raise RequestError(
+                    f"attack '{attack.label}' states no goal in plain sight; give its class a line such as goal = 'membership'"
+                )
         _refuse_twins([registry.label(layers) for layers in self.defenses], "defenses")
         _refuse_twins([attack.label for attack in self.attacks], "attacks")
         _refuse_twins([f"view {t.view}, key {t.key_label}, unit {t.unit}" for t in suite.threats], "threats")

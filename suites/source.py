@@ -164,7 +164,8 @@ def _set_on_self(function: ast.FunctionDef) -> dict[str, object]:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             for target in [part for t in targets for part in (t.elts if isinstance(t, ast.Tuple) else [t])]:
                 if isinstance(target, ast.Attribute) and ast.unparse(target.value) == "self":
-                    built = isinstance(statement.value, ast.Call) and statement in function.body
+                    again = isinstance(statement.value, ast.Attribute) and found.get(statement.value.attr) is INSTANCE  # self.a = self.b
+                    built = (isinstance(statement.value, ast.Call) or again) and statement in function.body
                     found[target.attr] = INSTANCE if built else UNREAD
     return found
 

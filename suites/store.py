@@ -57,7 +57,10 @@ class Store:
         """Make the folders and try a write, so that a bad output folder is told before hours of work."""
         with writing(self.root.parent):
             for name in ("train", "reference", "attack", "claims", "failed", "tmp"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+                try:
+                    (self.root / name).mkdir(parents=True, exist_ok=True)
+                except FileNotFoundError:  # a place such as /proc, where nothing can be made
+                    raise RequestError(f"{self.root.parent} cannot be made: that place takes no folders; give another --out") from None
             trial = self.root / "tmp" / _own_name("trial")
             trial.write_bytes(b"x")
             trial.unlink()

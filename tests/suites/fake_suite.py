@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-FUNCTIONS = {stage: f"fake_cells:{stage}_cell" for stage in ("train", "reference", "attack")}
+FUNCTIONS = {stage: f"tests.suites.fake_cells:{stage}_cell" for stage in ("train", "reference", "attack")}
 
 _ATTACK = '''"""A plug-in attack."""
-from suites.contracts import Guess
 
 
 class {name}:
@@ -16,21 +15,27 @@ class {name}:
     bonus = {bonus}
 
     def run(self, seen, rng):
-        return Guess(None)
+        return None
 '''
-_DEFENSES = '''"""Plug-in defenses."""
-from suites.contracts import Defense
+_DEFENSES = '''"""Plug-in defenses, without the contract's base class and so without torch: a worker starts in no time."""
 
 
-class Plain(Defense):
+class Plain:
     """Nothing at all."""
 
 
-class Keyed(Defense):
+class Keyed:
     """Has a secret."""
 
     def secret(self, rng):
         return None
+'''
+
+_TASK = '''"""A plug-in task."""
+
+
+class Nothing:
+    """Learns nothing."""
 '''
 
 
@@ -38,11 +43,17 @@ def write(folder: Path, *, epochs: int = 1, seeds: int = 2, references: int = 0)
     """Write plug-ins and suite into ``folder``; the path of the suite file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "defenses.py").write_text(_DEFENSES)
-    for name, bonus, needs in (("First", 1, '{"released"}'), ("Second", 2, '{"released", "key"}'), ("Third", 3, '{"updates", "references"}')):
+    (folder / "task.py").write_text(_TASK)
+    for name, bonus, needs in (
+        ("First", 1, '{"released"}'),
+        ("Second", 2, '{"released", "key"}'),
+        ("Third", 3, '{"updates", "references"}'),
+    ):
         (folder / f"{name.lower()}.py").write_text(_ATTACK.format(name=name, bonus=bonus, needs=needs))
     suite = folder / "small.yaml"
     suite.write_text(
         f"""suite: small
+task: task.py:Nothing
 data: {{name: synthetic}}
 federation: {{rounds: 2, local: {{epochs: {epochs}}}}}
 seeds: {seeds}
