@@ -59,7 +59,7 @@ def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, 
     leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
     with torch.enable_grad(), _Notes() as notes:
         outputs = predict(leaves)
-    calls = [call for call in notes.calls if call.outside.requires_grad]
+    calls = _on_records(notes.calls, len(outputs))
     if not calls:
         raise Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")
     with torch.enable_grad():
@@ -110,8 +110,8 @@ class _Deltas:
                 for tensor in moved.values():
                     tensor.requires_grad_(tensor.is_floating_point())
                 with torch.enable_grad(), _Notes() as notes:
-                    predict(moved)
-                self.after.append([call for call in notes.calls if call.outside.requires_grad])
+                    outputs = predict(moved)
+                self.after.append(_on_records(notes.calls, len(outputs)))
 
     def of(self, index: int, call: _Call) -> tuple[Tensor, Tensor | None]:
         weight = self._delta(call.weight, [calls[index].weight for calls in self.after])
@@ -124,6 +124,11 @@ class _Deltas:
         if name is not None:
             return torch.stack([update[name] for update in self.updates]) if name in self.updates[0] else _zeros(before, len(self.updates))
         return torch.stack([tensor - before for tensor in after]).detach()
+
+
+def _on_records(calls: Sequence[_Call], records: int) -> list[_Call]:
+    """The calls that saw the records; a keyed model also runs layers on its key's points, whose gradients no record has to itself."""
+    return [call for call in calls if call.outside.requires_grad and len(call.outside) == records]
 
 
 def _given(tensor: Tensor | None) -> Tensor:
