@@ -1,0 +1,29 @@
+"""``infl-bench check REF``: the contract's tests of a plug-in, and flags on evaluations that mean nothing.
+
+``check_attack`` and ``check_defense`` try one plug-in on a small federation with known truth; ``flag_results`` reads a finished table and
+``flag_messages`` a recorded federation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from suites.checks_attack import check_attack
+from suites.checks_defense import check_defense
+from suites.checks_draws import Draws, similarity
+from suites.checks_flags import flag_messages, flag_results
+from suites.checks_result import CheckResult
+
+__all__ = ["CheckResult", "Draws", "check_attack", "check_defense", "flag_messages", "flag_results", "main", "similarity"]
+
+_MARKS = {"pass": "ok  ", "fail": "FAIL", "warn": "warn", "skip": "-   "}
+
+
+def main(kind: str, ref: str) -> int:
+    """Print what each check found; 1 if any failed."""
+    results: Sequence[CheckResult] = check_attack(ref) if kind == "attacks" else check_defense(ref)
+    for result in results:
+        print(f"{_MARKS[result.verdict]}  {result.name}: {result.detail}")
+    failed = sum(result.verdict == "fail" for result in results)
+    print(f"{ref}: {f'{failed} of {len(results)} checks failed' if failed else 'all checks hold'}")
+    return int(failed > 0)

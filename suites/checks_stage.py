@@ -1,0 +1,166 @@
+"""The small federation on which ``infl-bench check`` tries a plug-in: known truth, an overfitted model, and records that it never saw.
+
+The records are drawn from torch's generator at seed 0, the target of the k-th message being the k-th row, with intent: an attack that seeds
+itself with a small integer instead of the generator it is handed then starts at the truth and is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from suites.contracts import Federation, Local, Params, Probe, Records, Reference, Shape, Threat
+from suites.federation import Assignment, Pool, Trained, build, call, train
+from suites.observation import Evidence, Scene, Seen
+from suites.randomness import keys, stream
+from suites.stack import Stack
+from suites.tasks.classification import Classification
+
+FEATURES, CLASSES, SITES, PER_SITE = 96, 4, 5, 16  # rows of 16 numbers: torch draws normals in blocks of 16
+MEMBERS = SITES * PER_SITE
+OTHERS = 80  # as many again are unseen, auxiliary and test records
+REFERENCES = 16
+PROBES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One scene and what the scorer needs beside it."""
+
+    scene: Scene
+    evidence: Evidence
+    truth: Any
+
+    def seen(self, threat: Threat) -> Seen:
+        return Seen(self.scene, self.evidence, threat)
+
+
+class Stage:
+    """One defense on the small federation; everything is trained when first asked for.
+
+    Parameters
+    ----------
+    stack : unplanned layers
+    rounds : of federated training; the default overfits on purpose
+    """
+
+    def __init__(self, stack: Stack, *, rounds: int = 6) -> None:
+        torch.set_num_threads(1)
+        self.task = Classification(hidden=32, blocks=2, head=16, dropout=0.0, network="mlp")
+        federation = Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3))
+        sizes = (MEMBERS,) if stack.topology == "centralized" else (PER_SITE,) * SITES
+        self.federation, self.shape = federation, Shape(sizes, FEATURES, CLASSES)
+        self.stack = stack.plan(federation, self.shape)
+        count = MEMBERS + 4 * OTHERS
+        x = torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(0))
+        teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
+        y = (x @ teacher + 6 * torch.randn(count, CLASSES, generator=stream("check", "label noise"))).argmax(1)
+        self.pool = Pool(x, y, CLASSES)
+        rows = torch.arange(count)
+        self.members, self.outside, self.unseen, self.public, self.test = torch.split(rows, [MEMBERS, OTHERS, OTHERS, OTHERS, OTHERS])
+        self.sites = tuple(self.members[site::SITES] for site in range(SITES))
+
+    def records(self, index: Tensor) -> Records:
+        return Records(self.pool.x[index], self.pool.y[index])
+
+    @property
+    def probes(self) -> list[Probe]:
+        return [Probe(f"{k}", 0, tuple((SITES * k + site,) for site in range(SITES))) for k in range(PROBES)]
+
+    @cached_property
+    def assignment(self) -> Assignment:
+        return Assignment(self.sites, ("check", "target"), ("check", "target", "defense"))
+
+    def train(self) -> Trained:
+        """Trained anew at each call, with the same coordinates."""
+        own = self.stack.topology == "federated"
+        return train(self.task, self.stack, self.federation, self.pool, [self.assignment], probes=self.probes if own else (), chunk=SITES)[
+            0
+        ]
+
+    @cached_property
+    def trained(self) -> Trained:
+        return self.train()
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        return Evidence(self.trained.rounds, self.trained.finals, self.trained.samples)
+
+    @cached_property
+    def _references(self) -> list[tuple[Tensor, Trained]]:
+        """Reference federations, each with its inclusion over members, outside, unseen and auxiliary records."""
+        asked = torch.cat([self.members, self.outside, self.unseen, self.public])
+        made, masks = [], []
+        for k in range(REFERENCES):
+            chosen = torch.randperm(len(asked), generator=stream("check", "reference", k))[:MEMBERS]
+            masks.append(torch.zeros(len(asked), dtype=torch.bool).index_fill(0, chosen, value=True))
+            made.append(Assignment(tuple(asked[chosen].chunk(SITES)), ("check", "reference", k), ("check", "reference", k, "defense")))
+        trained = train(self.task, self.stack, self.federation, self.pool, made, chunk=16, keep=lambda _: False)
+        return list(zip(masks, trained))
+
+    def references(self, candidates: Tensor) -> Callable[[int], Sequence[Reference]]:
+        """The references as an adversary sees them who is asked about these ``candidates`` (rows of the pool)."""
+        order = torch.cat([candidates, self.public])
+
+        def give(count: int) -> Sequence[Reference]:
+            return [
+                Reference(k, mask[order], trained.finals[0], self.predict(trained))
+                for k, (mask, trained) in enumerate(self._references[:count])
+            ]
+
+        return give
+
+    def predict(self, trained: Trained) -> Callable[[Tensor], Tensor]:
+        @torch.no_grad()
+        def outputs(x: Tensor) -> Tensor:
+            return call(trained.module, trained.finals[0], self.stack.prepare(x, trained.secret))
+
+        return outputs
+
+    def module(self, secret: Any) -> nn.Module:
+        width = self.stack.prepare(self.pool.x[:1], secret).shape[1]
+        return build(self.task, self.stack, width, CLASSES, secret, stream("check", "skeleton"))
+
+    def trial(self, goal: str, *, null: bool = False, sums: bool = False, view: str = "server") -> Trial:
+        """A scene for a goal; under ``null`` nothing of the truth is seen: only records are asked about that no model or message saw."""
+        mixed = torch.cat([self.outside, self.unseen] if null else [self.members, self.outside])
+        mixed = mixed[torch.randperm(len(mixed), generator=stream("check", "candidates", null))]
+        member = torch.isin(mixed, self.outside if null else self.members)
+        truth = {"membership": member.float(), "reconstruction": self._targets(null, sums)}.get(goal, self.trained.secret)
+        scene = Scene(
+            task=self.task,
+            stack=self.stack,
+            federation=self.federation,
+            classes=CLASSES,
+            features=FEATURES,
+            secret=self.trained.secret,
+            candidates=self.records(mixed),
+            auxiliary=self.records(self.public),
+            members=int(member.sum()),
+            keys=keys("check", "adversary"),
+            references=self.references(mixed),
+            truth=lambda: truth,
+            own_records=self.records(self.sites[0]) if view == "site" else None,
+        )
+        return Trial(scene, self.evidence, truth)
+
+    def _targets(self, null: bool, sums: bool) -> list[Tensor]:
+        """The records behind each message in order; under ``null`` records that no message saw."""
+        rows = (self.unseen if null else self.members)[: PROBES * SITES]
+        parts = torch.split(rows, SITES if sums or self.stack.channel is not None else 1)
+        return [self.pool.x[part] for part in parts]
+
+
+def with_truth(trial: Trial, truth: Any) -> Trial:
+    """The same scene whose oracle answers something else."""
+    return replace(trial, scene=replace(trial.scene, truth=lambda: truth))
+
+
+def same(a: Params, b: Params) -> bool:
+    """Equal names, types and bytes."""
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
