@@ -201,7 +201,9 @@ class ClippedSum:
 
     def _belonging_to_records(self, private: Params, leading: int) -> list[str]:
         def per_record(name: str, tensor: Tensor) -> bool:
-            return name.rpartition(".")[2] == "mask" or tensor.shape[leading:] != self._own_buffers.get(name)
+            if tensor.shape[leading:] == self._own_buffers.get(name):
+                return name.rpartition(".")[2] == "mask" and tensor.dim() > leading + 1  # a mask as built, [1], drops nothing
+            return True
 
         return [name for name, tensor in private.items() if per_record(name, tensor)]
 
