@@ -1,0 +1,126 @@
+"""Two runs side by side: the same questions, what changed in the answers, and what was different in the asking."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reports import words
+from reports.drawing import Picture
+from reports.page import Block, Section
+from reports.plots.compare import compared
+from reports.standing import headline, standing, threats, utilities
+from reports.stats import paired_difference
+from reports.tables import Table
+from reports.worst import WITHOUT
+
+_READING = "For each defense the filled mark is this run and the hollow one the other, with 95 % intervals over seeds; marks that coincide did not change."
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's tables and record under a name."""
+
+    name: str
+    results: pd.DataFrame
+    curves: pd.DataFrame
+    record: Mapping[str, Any]
+
+
+def comparison(this: Run, other: Run) -> Section:
+    """The section that sets ``this`` beside ``other``: a picture, a table, and the settings that differ."""
+    table = beside(this.results, other.results)
+    blocks = [Block("text", f"This run is set beside the one in “{other.name}”.")]
+    if len(table):
+        alt = "; ".join(
+            f"{words.defense(r.defense)}, {r.measure}: {words.number(r.value)} against {words.number(r.other)}"
+            for r in table.itertuples(index=False)
+        )
+        blocks.append(Block("picture", Picture("comparison", "This run and the other", compared(table), _READING, alt)))
+        blocks.append(Block("table", _table(table)))
+    else:
+        blocks.append(Block("text", "The two runs have no defense and measure in common."))
+    differ = differences(this.record, other.record)
+    blocks += (
+        [Block("heading", "What was asked differently"), Block("terms", differ)]
+        if differ
+        else [Block("text", "Both runs asked for the same, with the same versions.")]
+    )
+    return Section("comparison", "Side by side", blocks)
+
+
+def beside(this: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Defense, measure, value, low, high, other, other_low, other_high, and for utility the difference paired by seed with its interval."""
+    sides = [_measured(table) for table in (this, other)]
+    both = sides[0].merge(sides[1], on=["defense", "measure"], suffixes=("", "_other"))
+    both = both.rename(columns={"value_other": "other", "low_other": "other_low", "high_other": "other_high"})
+    for column in ("difference", "difference_low", "difference_high"):
+        both[column] = math.nan
+    metric = headline(this)
+    run = pd.concat([this.assign(run="this"), other.assign(run="other")], ignore_index=True)
+    run = run[(run["metric"] == metric) & (run["role"] == "utility")]
+    if metric == headline(other):
+        gaps = paired_difference(run, {"run": "this"}, {"run": "other"}, metric)
+        for gap in gaps.itertuples(index=False):
+            at = (both["defense"] == gap.defense) & (both["measure"] == words.metric(metric))
+            both.loc[at, ["difference", "difference_low", "difference_high"]] = [gap.difference, gap.low, gap.high]
+    return both
+
+
+def _measured(results: pd.DataFrame) -> pd.DataFrame:
+    metric = headline(results)
+    parts = [utilities(results, metric).assign(measure=words.metric(metric))[["defense", "measure", "value", "low", "high"]]]
+    for goal, view, key in threats(results):
+        if key == WITHOUT:
+            table = standing(results, goal, view, key).rename(columns={"leakage": "value", "leakage_low": "low", "leakage_high": "high"})
+            parts.append(
+                table.assign(measure=f"{goal} leakage, {words.VIEWS.get(view, view)}")[["defense", "measure", "value", "low", "high"]]
+            )
+    made = pd.concat(parts, ignore_index=True)
+    return made[made["value"].notna()]
+
+
+def _table(table: pd.DataFrame) -> Table:
+    shown = pd.DataFrame(
+        {
+            "Defense": table["defense"].map(words.defense),
+            "measure": table["measure"],
+            "this run": [words.interval(r.value, r.low, r.high) for r in table.itertuples(index=False)],
+            "the other": [words.interval(r.other, r.other_low, r.other_high) for r in table.itertuples(index=False)],
+            "difference": [
+                words.interval(r.difference, r.difference_low, r.difference_high)
+                if math.isfinite(r.difference)
+                else words.number(r.value - r.other)
+                for r in table.itertuples(index=False)
+            ],
+        }
+    )
+    caption = "Both runs; the difference of utilities is paired by seed and has an interval, that of worst cases is the plain one"
+    return Table("comparison", caption, table, shown, ("this run", "the other", "difference"))
+
+
+def differences(this: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings, versions and digests that are not the same, as ``(path, "this → other")``."""
+    kept = ("request", "versions", "infl_bench", "data_digest", "code_hash", "seeds", "machine")
+    flat = [_flat({k: record[k] for k in kept if k in record}) for record in (this, other)]
+    names = [*flat[0], *(name for name in flat[1] if name not in flat[0])]
+    return [
+        (name, f"{flat[0].get(name, words.MISSING)} here, {flat[1].get(name, words.MISSING)} there")
+        for name in names
+        if flat[0].get(name) != flat[1].get(name)
+    ]
+
+
+def _flat(held: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in held.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{path}{name}.")
+        else:
+            found[f"{path}{name}"] = json.dumps(value, ensure_ascii=False)
+    return found

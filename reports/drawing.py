@@ -1,0 +1,73 @@
+"""Figures on disk and in a page: the same bytes every time, no network, and readable by a screen reader."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from reports.plots import style
+
+_METADATA: Final = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
+_OPENING: Final = re.compile(r"<svg [^>]*?viewBox=\"(?P<box>[^\"]+)\"[^>]*>", re.S)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure on its way into the report; ``reading`` is one sentence, ``alt`` says what the picture shows in words and numbers."""
+
+    name: str  # file name and anchor
+    title: str
+    figure: Figure
+    reading: str
+    alt: str
+
+
+def save(picture: Picture, folder: Path) -> str:
+    """Write ``picture`` as SVG, PDF and PNG (200 dots an inch, on white) and return it as SVG to be put into HTML."""
+    with style.look():
+        for kind, metadata in _METADATA.items():
+            ground = {"facecolor": "white"} if kind == "png" else {}
+            picture.figure.savefig(folder / f"{picture.name}.{kind}", format=kind, metadata=metadata, **ground)
+    return inline((folder / f"{picture.name}.svg").read_text(encoding="utf-8"), picture)
+
+
+def inline(svg: str, picture: Picture) -> str:
+    """An SVG file as an element of an HTML page: ids of its own, title and description, and the page's colours for ink and paper."""
+    opening = _OPENING.search(svg)
+    if opening is None:
+        raise ValueError(f"{picture.name} is no SVG that matplotlib wrote; draw it again")
+    body = svg[opening.end() :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{picture.name}-\1"', body)
+    body = re.sub(r'(?:xlink:)?href="#([^"]+)"', rf'href="#{picture.name}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{picture.name}-\1)", body)
+    for colour, name in style.NEUTRALS.items():
+        body = body.replace(colour, f"var(--{name})")
+    body = body.replace(
+        '<style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>', ""
+    )  # it would reach every picture of the page
+    width, height = (float(part) for part in opening["box"].split()[2:])
+    head = (
+        f'<svg viewBox="{opening["box"]}" width="{4 / 3 * width:.0f}" height="{4 / 3 * height:.0f}" role="img" '
+        f'aria-labelledby="{picture.name}-alt-title {picture.name}-alt-text" style="stroke-linejoin: round; stroke-linecap: butt">'
+        f'<title id="{picture.name}-alt-title">{escape(picture.title)}</title><desc id="{picture.name}-alt-text">{escape(picture.alt)}</desc>'
+    )
+    return head + body.strip()
+
+
+def as_bytes(figure: Figure, kind: str) -> bytes:
+    """What ``save`` would write, in memory."""
+    held = io.BytesIO()
+    with style.look():
+        figure.savefig(held, format=kind, metadata=_METADATA[kind])
+    return held.getvalue()

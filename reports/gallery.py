@@ -1,0 +1,141 @@
+"""Which pictures a report has, and for each one sentence on how to read it and what it shows in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pandas as pd
+
+from reports import words
+from reports.drawing import Picture
+from reports.plots import style
+from reports.plots.cost import cost
+from reports.plots.heatmap import heatmap
+from reports.plots.key_curve import key_curve
+from reports.plots.plane import plane
+from reports.plots.reconstruction import reconstructions
+from reports.plots.roc import roc
+from reports.standing import cells, costs, openings, standing, threats, worst_profiles
+
+SHOWN_COHORTS: Final = ("pbmc68k", "synthetic")  # embedded and generated: their records may be drawn
+
+_PLANE: Final = (
+    "Up is useful and left is private, so the best place is the upper left; a filled mark is measured, with 95 % intervals over seeds both ways, a hollow one is "
+    "what a claimed ε would still allow, an arrow means that a value lies beyond the edge, and no other defense beats those on the stepped line on both axes."
+)
+_HEAT: Final = (
+    "Dark means that the attack takes much (0 is what the controls reach, 1 is the truth), bold that its 95 % interval lies above the controls; hatched was skipped and "
+    "crossed failed, for the reason with the same letter below, and blank was not asked for."
+)
+_ROC: Final = (
+    "A line above the dashed diagonal tells members from others better than guessing, and its left end counts most, since there hardly anybody is accused wrongly; bands "
+    "are 95 % intervals over seeds, the number is the area under the curve, and in the grey field there are too few non-members to tell."
+)
+_KEY: Final = "A key that protects lets the line fall to the dashed one (the largest class alone) everywhere left of 1; a line that stays up means that a wrong key opens the model."
+_RECONSTRUCTION: Final = (
+    "Where the two strips look alike, and the dots lie on the diagonal, the attack has read this record; colours and axes count standard deviations from the public mean, "
+    "so a pale strip is a guess that says nothing."
+)
+_COST: Final = "Shorter is cheaper; each axis starts at 0 and the dark line is the 95 % interval over seeds."
+
+
+def planes(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
+    """One privacy–utility plane for each goal and threat that has anything to show."""
+    marks = style.marks(results["defense"])
+    made = []
+    for goal, view, key in threats(results):
+        table = standing(results, goal, view, key)
+        known = table[table["leakage"].notna() & table["utility"].notna()]
+        if known.empty:
+            continue
+        title = f"Utility against leakage. {words.GOALS.get(goal, goal)}: {words.threat(view, key)}"
+        alt = "; ".join(
+            f"{words.defense(r.defense)}: utility {words.number(r.utility)}, leakage {words.interval(r.leakage, r.leakage_low, r.leakage_high, 2)}"
+            + (f", claims ε ≤ {r.epsilon:.3g}" if math.isfinite(r.epsilon) else "")
+            for r in known.itertuples(index=False)
+        )
+        made.append(
+            Picture(words.slug(prefix, "plane", goal, view, key), title, plane(results, goal, view, key, colours=marks), _PLANE, alt)
+        )
+    return made
+
+
+def heat(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
+    """The attack-by-defense heat map."""
+    table = cells(results)
+    if not table:
+        return []
+    counts = {status: sum(cell.status == status for cell in table) for status in ("ok", "skipped", "failed")}
+    worst = sorted((c for c in table if math.isfinite(c.mean)), key=lambda c: -c.mean)[:5]
+    alt = f"{counts['ok']} cells measured, {counts['skipped']} skipped, {counts['failed']} failed. Highest leakage: " + "; ".join(
+        f"{words.attack(c.attack)} on {words.defense(c.defense)} ({words.threat(c.view, c.key)}) {words.number(c.mean, 2)}" for c in worst
+    )
+    return [Picture(words.slug(prefix, "heatmap"), "Leakage of every attack on every defense", heatmap(results), _HEAT, alt)]
+
+
+def rocs(curves: pd.DataFrame, prefix: str = "") -> list[Picture]:
+    """One log–log ROC a threat; a wrong key adds nothing to what is seen without one unless that is all there is."""
+    rows = curves[(curves["curve"] == "roc") & (curves["goal"] == "membership")]
+    made = []
+    for view in [v for v in words.VIEWS if v in set(rows["view"])]:
+        keys = sorted(set(rows.loc[rows["view"] == view, "key"]))
+        for key in [k for k in keys if k != "wrong"] or keys:
+            title = f"ROC of membership attacks: {words.threat(view, key)}"
+            part = rows[(rows["view"] == view) & (rows["key"] == key)]
+            alt = f"Defenses: {', '.join(words.defense(d) for d in style.ordered(part['defense']))}. Attacks: {', '.join(words.attack(a) for a in sorted(part['attack'].unique()))}."
+            made.append(Picture(words.slug(prefix, "roc", view, key), title, roc(curves, view, key), _ROC, alt))
+    return made
+
+
+def keys(results: pd.DataFrame, curves: pd.DataFrame, prefix: str = "") -> list[Picture]:
+    """The key curve, where a keyed defense was tried."""
+    table = openings(results)
+    if table.empty:
+        return []
+    alt = "; ".join(
+        f"{words.defense(r.defense)}, {words.key(r.key)}: {words.interval(r.value, r.low, r.high)}" for r in table.itertuples(index=False)
+    )
+    figure = key_curve(results, curves, colours=style.marks(results["defense"]))
+    return [Picture(words.slug(prefix, "key-curve"), "Utility that a key opens", figure, _KEY, alt)]
+
+
+def records(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any], prefix: str = "") -> list[Picture]:
+    """Reconstructions beside originals, only where records may be drawn (``drawable``)."""
+    if not drawable(record):
+        return []
+    profiles = worst_profiles(results, curves)
+    if profiles.empty:
+        return []
+    firsts = profiles.drop_duplicates("defense")
+    alt = "; ".join(
+        f"{words.defense(r.defense)}: {words.attack(r.attack)}, {words.threat(r.view, r.key)}" for r in firsts.itertuples(index=False)
+    )
+    return [
+        Picture(
+            words.slug(prefix, "reconstructions"),
+            "A record and its reconstruction under each defense's worst attack",
+            reconstructions(profiles),
+            _RECONSTRUCTION,
+            alt,
+        )
+    ]
+
+
+def drawable(record: Mapping[str, Any]) -> bool:
+    """Whether single records may be drawn: embedded and synthetic cohorts by name, others only if the user asked (``draw_records``)."""
+    if record.get("draw_records") is True:
+        return True
+    data = dict(dict(record.get("request") or {}).get("data") or {})
+    return data.get("path") is None and data.get("name") in SHOWN_COHORTS
+
+
+def cost_picture(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
+    """Seconds, memory, arithmetic, traffic."""
+    table = costs(results)
+    if table.empty:
+        return []
+    seconds = table[table["measure"] == "training_seconds"]
+    alt = "Training time: " + "; ".join(f"{words.defense(r.defense)} {words.amount(r.value, 's')}" for r in seconds.itertuples(index=False))
+    return [Picture(words.slug(prefix, "cost"), "What a defense costs", cost(results, colours=style.marks(results["defense"])), _COST, alt)]

@@ -1,0 +1,131 @@
+"""Attack by defense: the leakage of every cell, and in words why a cell is empty."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+
+from reports import words
+from reports.plots import style
+from reports.standing import Cell, cells
+
+ROW, COLUMN = 0.42, 0.86  # inches
+_CHARS = 105  # of a line of reasons
+_SLANT = 38  # degrees
+
+
+def heatmap(results: pd.DataFrame) -> Figure:
+    """Leakage of every attack (rows, grouped by goal, with its threat) against every defense (columns).
+
+    A cell shows the mean over seeds with its 95 % interval; bold where the interval's lower end lies above 0, the level of the controls.
+    Hatched cells were skipped and crossed cells failed; the letter leads to the reason below the picture. A blank cell was not asked for.
+
+    Parameters
+    ----------
+    results : DataFrame
+        A results table (``reports.schema``) of one task and one cohort.
+    """
+    table = cells(results)
+    defenses = style.ordered(results["defense"])
+    rows = list(dict.fromkeys((cell.goal, cell.attack, cell.view, cell.key) for cell in table))
+    groups = list(dict.fromkeys(row[0] for row in rows))
+    letters = {reason: _letter(i) for i, reason in enumerate(dict.fromkeys(cell.reason for cell in table if cell.reason))}
+    notes = [line for reason, letter in letters.items() for line in textwrap.wrap(f"{letter}  {reason}", _CHARS, subsequent_indent="    ")]
+    lines = len(rows) + 0.75 * len(groups)
+    heads = [words.defense(name) for name in defenses]
+    sides = [_inches(words.attack(row[1]), 9) for row in rows] + [_inches(words.threat(row[2], row[3]), 7.5) for row in rows]
+    left, foot = max([1.2, *sides]) + 0.3, 0.3 + 0.165 * len(notes)
+    long = max([_inches(head, 9) for head in heads], default=0.0)
+    top = 0.45 + long * math.sin(math.radians(_SLANT))
+    last = max(
+        [_inches(head, 9) * math.cos(math.radians(_SLANT)) - 0.5 * COLUMN - COLUMN * (len(heads) - 1 - i) for i, head in enumerate(heads)],
+        default=0.0,
+    )
+    width, height = left + COLUMN * len(defenses) + max(last, 0.0) + 0.15, top + ROW * lines + foot
+    with style.look():
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((left / width, foot / height, COLUMN * len(defenses) / width, ROW * lines / height))
+        axes.set(xlim=(0, len(defenses)), ylim=(lines, 0))
+        axes.set_axis_off()
+        where, y = {}, 0.0
+        for group in groups:
+            axes.text(-left / COLUMN + 0.1, y + 0.5, words.GOALS.get(group, group), weight="bold", va="center")
+            axes.plot([-left / COLUMN + 0.1, len(defenses)], [y + 0.12] * 2, color=style.RULE, linewidth=0.8, clip_on=False)
+            y += 0.75
+            for row in (row for row in rows if row[0] == group):
+                where[row] = y
+                axes.text(-0.12, y + 0.33, words.attack(row[1]), ha="right", va="center")
+                axes.text(-0.12, y + 0.7, words.threat(row[2], row[3]), ha="right", va="center", fontsize=7.5, color=style.MUTED)
+                y += 1
+        for column in range(len(defenses)):
+            axes.text(column + 0.42, -0.18, heads[column], rotation=_SLANT, ha="left", va="bottom", rotation_mode="anchor", linespacing=1.0)
+        for cell in table:
+            _draw(axes, cell, defenses.index(cell.defense), where[(cell.goal, cell.attack, cell.view, cell.key)], letters)
+        for index, note in enumerate(notes):
+            figure.text(0.1 / width, (foot - 0.2 - 0.165 * index) / height, note, fontsize=7.8, va="top", color=style.MUTED)
+    return figure
+
+
+def _inches(text: str, size: float) -> float:
+    """Width of a text."""
+    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72
+
+
+def _fixed(value: float) -> str:
+    text = f"{value:.2f}"
+    return ("0.00" if text == "-0.00" else text).replace("-", "\N{MINUS SIGN}")
+
+
+def _letter(index: int) -> str:
+    return chr(97 + index) if index < 26 else _letter(index // 26 - 1) + chr(97 + index % 26)
+
+
+def scale() -> Colormap:
+    """Pale to dark, rising in darkness alone, so that it also reads in grey."""
+    return ListedColormap(colormaps["OrRd"](np.linspace(0.03, 1.0, 256)))
+
+
+def _draw(axes: Any, cell: Cell, x: int, y: float, letters: dict[str, str]) -> None:
+    box = {"xy": (x + 0.03, y + 0.04), "width": 0.94, "height": 0.92}
+    if cell.status == "skipped":
+        axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=style.RULE, hatch="////", linewidth=0.8))
+    elif cell.status == "failed":
+        axes.add_patch(Rectangle(**box, facecolor="none", edgecolor="#c0392b", linewidth=1.4))
+        axes.plot([x + 0.08, x + 0.92], [y + 0.1, y + 0.9], color="#c0392b", linewidth=0.8)
+        axes.plot([x + 0.08, x + 0.92], [y + 0.9, y + 0.1], color="#c0392b", linewidth=0.8)
+    if cell.status != "ok":
+        note = letters[cell.reason]
+        axes.text(
+            x + 0.5, y + 0.5, note, ha="center", va="center", fontsize=8.5, weight="bold",
+            bbox={"boxstyle": "circle,pad=0.16", "facecolor": style.PAPER, "edgecolor": "none"},
+        )  # fmt: skip
+        return
+    shade = min(max(cell.mean, 0.0), 1.0) if math.isfinite(cell.mean) else 0.0
+    colour = scale()(shade)
+    axes.add_patch(Rectangle(**box, facecolor=colour, edgecolor="none"))
+    ink = "#ffffff" if 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] < 0.42 else "#101010"
+    bold = "bold" if cell.low > 0 else "normal"
+    mark = " " + letters[cell.reason] if cell.reason else ""
+    axes.text(
+        x + 0.5,
+        y + 0.36,
+        (_fixed(cell.mean) if math.isfinite(cell.mean) else words.MISSING) + mark,
+        ha="center",
+        va="center",
+        fontsize=9,
+        color=ink,
+        weight=bold,
+    )
+    if math.isfinite(cell.low):
+        axes.text(x + 0.5, y + 0.72, f"{_fixed(cell.low)} to {_fixed(cell.high)}", ha="center", va="center", fontsize=6.4, color=ink)

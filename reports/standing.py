@@ -1,0 +1,225 @@
+"""Where every defense stands: the small tables that pictures, tables and sentences are made from.
+
+All take a results table (``reports.schema``) of one task and one cohort; intervals are over seeds (``reports.stats``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from reports import schema
+from reports.intervals import over_seeds
+from reports.plots.style import ordered
+from reports.worst import WITHOUT, worst_case
+
+NAN: Final = float("nan")
+FLOOR: Final = ":floor"
+COSTS: Final = {  # measure -> title, unit
+    "training_seconds": ("Training time", "s"),
+    "peak_memory_bytes": ("Peak memory", "B"),
+    "flop": ("Arithmetic", "FLOP"),
+    "bytes_up_per_round": ("Sent by sites\na round", "B"),
+    "bytes_down_per_round": ("Sent to sites\na round", "B"),
+}
+_COST_NAMES: Final = {  # as other tables may call them
+    "seconds": "training_seconds",
+    "train_seconds": "training_seconds",
+    "peak_bytes": "peak_memory_bytes",
+    "peak_memory": "peak_memory_bytes",
+    "flops": "flop",
+    "training_flop": "flop",
+    "bytes_per_round": "bytes_up_per_round",
+}
+_PROFILE: Final = ("defense", "attack", "view", "key", "feature", "truth", "guess")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One field of the heat map; ``reason`` is why it is empty, or why it is no headline."""
+
+    goal: str
+    attack: str
+    view: str
+    key: str
+    defense: str
+    status: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    reason: str
+
+
+def headline(results: pd.DataFrame) -> str:
+    """The utility metric that counts: the first that the task names, or "" without utility rows."""
+    names = results.loc[(results["role"] == "utility") & (results["status"] == "ok"), "metric"]
+    return "" if names.empty else str(names.iloc[0])
+
+
+def utilities(results: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+    """Defense, metric, value, low, high, n of every utility metric (or of one), over seeds; in the order of the table."""
+    rows = results[(results["role"] == "utility") & (results["status"] == "ok")]
+    if metric is not None:
+        rows = rows[rows["metric"] == metric]
+    return _over_seeds(rows, ["defense", "metric"])
+
+
+def limits(results: pd.DataFrame) -> tuple[float, float, float, str]:
+    """The utility axis of all pictures alike (low, high), the floor without features (NaN if unknown), and the headline metric."""
+    metric = headline(results)
+    table = utilities(results, metric)
+    floors = results.loc[(results["metric"] == metric + FLOOR) & (results["status"] == "ok"), "value"].dropna()
+    floor = float(floors.mean()) if len(floors) else NAN
+    values = np.concatenate([table[c].dropna().to_numpy(float) for c in ("value", "low", "high")] + [floors.to_numpy(float)])
+    if len(values) == 0:
+        return 0.0, 1.0, floor, metric
+    pad = 0.07 * max(float(np.ptp(values)), 0.1)
+    return float(values.min()) - 1.4 * pad, float(values.max()) + pad, floor, metric
+
+
+def threats(results: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Every (goal, view, key) that was asked for; the key "without" stands for an adversary who has none of it (none or wrong)."""
+    rows = results[results["goal"].isin(schema.GOALS) & (results["role"] == "score")]
+    keys = rows["key"].where(~rows["key"].isin(schema.HEADLINE_KEYS), WITHOUT)
+    found = set(zip(rows["goal"], rows["view"], keys, strict=True))
+    return sorted(found, key=lambda t: (schema.GOALS.index(t[0]), schema.VIEWS.index(t[1]), key_order(t[2])))
+
+
+def standing(results: pd.DataFrame, goal: str, view: str, key: str) -> pd.DataFrame:
+    """One row a defense under one threat.
+
+    Columns: defense; utility, utility_low, utility_high, utility_n (headline metric); leakage, leakage_low, leakage_high, leakage_n and
+    the worst ``attack`` with its ``attack_key`` (chosen on some seeds, scored on others); ``n_attacks``; ``held``, the key of the rows that
+    were used: a defense without a key is judged by its rows without one; epsilon, delta (claims, the maximum over sites); ``note``, why there
+    is no leakage or what to know about it. ``n`` counts seeds.
+    """
+    use = utilities(results, headline(results)).set_index("defense")
+    worst = worst_case(results[(results["goal"] == goal) & (results["view"] == view)]).set_index(["defense", "key"])
+    promised = claims(results).set_index("defense")
+    rows = []
+    for name in ordered(results["defense"]):
+        held = key if (name, key) in worst.index and worst.at[(name, key), "status"] != "skipped" else WITHOUT
+        row: dict[str, Any] = {"defense": name, "held": held}
+        for column in ("value", "low", "high", "n"):
+            row["utility" + ("" if column == "value" else f"_{column}")] = use.at[name, column] if name in use.index else NAN
+        if (name, held) in worst.index:
+            case = worst.loc[(name, held)]
+            row |= {"leakage": case["leakage"], "leakage_low": case["low"], "leakage_high": case["high"], "leakage_n": case["n_seeds"]}
+            row |= {"attack": case["attack"], "attack_key": case["attack_key"], "n_attacks": case["n_attacks"], "note": case["reason"]}
+        else:
+            row |= {"leakage": NAN, "leakage_low": NAN, "leakage_high": NAN, "leakage_n": 0}
+            row |= {"attack": "", "attack_key": "", "n_attacks": 0, "note": "no attack was asked for"}
+        row |= {what: float(promised.at[name, what]) if name in promised.index else NAN for what in ("epsilon", "delta")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def claims(results: pd.DataFrame) -> pd.DataFrame:
+    """Defense, epsilon (maximum over sites and seeds), delta, per_site (tuple) and every other claimed number, a row a defense."""
+    rows = results[(results["role"] == "claim") & (results["status"] == "ok")]
+    found = []
+    for name in ordered(rows["defense"]):
+        own = rows[rows["defense"] == name]
+        best = own.groupby("metric", sort=False)["value"].max()
+        sites = {m: v for m, v in best.items() if str(m).startswith("epsilon:")}
+        epsilon = max([best.get("epsilon", NAN), *sites.values()], default=NAN, key=lambda v: -math.inf if math.isnan(v) else v)
+        others = {str(m): float(v) for m, v in best.items() if m not in sites and m not in {"epsilon", "delta"}}
+        reason = next((r for r in own["reason"] if r), "")
+        found.append(
+            {
+                "defense": name,
+                "epsilon": float(epsilon),
+                "delta": float(best.get("delta", NAN)),
+                "per_site": tuple(sites.values()),
+                "others": others,
+                "words": reason,
+            }
+        )
+    return pd.DataFrame(found, columns=["defense", "epsilon", "delta", "per_site", "others", "words"])
+
+
+def cells(results: pd.DataFrame) -> list[Cell]:
+    """Every attack × threat × defense that has a row, controls left out."""
+    rows = results[results["goal"].isin(schema.GOALS) & (results["role"] == "score")]
+    found = []
+    keys = ["goal", "attack", "view", "key", "defense"]
+    for at, own in rows.groupby(keys, sort=False):
+        failed, skipped = own[own["status"] == "failed"], own[own["status"] == "skipped"]
+        scored = own[(own["status"] == "ok") & (own["metric"] == "leakage")]
+        if len(failed):
+            status, reason = "failed", f"failed on {failed['seed'].nunique()} seed(s): {failed['reason'].iloc[0]}"
+        elif scored.empty and len(skipped):
+            status, reason = "skipped", str(skipped["reason"].iloc[0])
+        elif scored.empty:
+            continue
+        else:
+            status = "ok"
+            odd = scored[schema.upper_bound(scored) | scored["value"].isna()]
+            reason = str(odd["reason"].iloc[0]) if len(odd) else ""
+        over = _over_seeds(scored, [])
+        value, low, high, n = over.loc[0, ["value", "low", "high", "n"]] if len(over) else (NAN, NAN, NAN, 0)
+        found.append(Cell(*(str(part) for part in at), status=status, mean=value, low=low, high=high, n=int(n), reason=reason))
+    return sorted(found, key=lambda c: (schema.GOALS.index(c.goal), c.attack, schema.VIEWS.index(c.view), key_order(c.key)))
+
+
+def openings(results: pd.DataFrame) -> pd.DataFrame:
+    """Defense, key, value, low, high, n: the utility that each held key opens."""
+    rows = results[
+        (results["goal"] == "key") & (results["metric"] == "opened") & (results["status"] == "ok") & (results["role"] == "score")
+    ]
+    return _over_seeds(rows, ["defense", "key"])
+
+
+def costs(results: pd.DataFrame) -> pd.DataFrame:
+    """Defense, measure (a name of ``COSTS``, else the table's own), value, low, high, n."""
+    rows = results[(results["role"] == "cost") & (results["attack"] == "") & (results["status"] == "ok")]
+    return _over_seeds(rows.assign(measure=rows["metric"].replace(_COST_NAMES)), ["defense", "measure"])
+
+
+def worst_profiles(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The record that each defense's worst reconstruction attack shows: what ``plots.reconstruction.reconstructions`` draws.
+
+    Columns: defense, attack, view, key, feature, truth, guess. The first seed and target that
+    have a drawing are taken, by number and not by outcome, the attack by the defense's worst case over all views without the key.
+    """
+    kinds = curves["curve"].str.extract(r"^reconstruction:(?P<target>\d+):(?P<what>truth|guess)$")
+    drawn = curves.assign(**kinds)[kinds["what"].notna()]
+    worst = worst_case(results[results["goal"] == "reconstruction"])
+    worst = worst[(worst["key"] == WITHOUT) & worst["leakage"].notna()].sort_values("leakage", ascending=False, kind="stable")
+    parts = []
+    for case in worst.drop_duplicates("defense").itertuples(index=False):
+        at = {"defense": case.defense, "attack": case.attack, "view": case.view, "key": case.attack_key}
+        own = drawn[np.logical_and.reduce([drawn[name] == value for name, value in at.items()])]
+        if own.empty:
+            continue
+        seed = own["seed"].min()
+        own = own[(own["seed"] == seed) & (own["target"] == own.loc[own["seed"] == seed, "target"].min())]
+        wide = own.pivot_table(index="x", columns="what", values="y", aggfunc="first")
+        if {"truth", "guess"} <= set(wide.columns):
+            parts.append(pd.DataFrame({**at, "feature": wide.index, "truth": wide["truth"], "guess": wide["guess"]}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*_PROFILE])
+
+
+def _over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean over seeds with its interval (``reports.intervals.over_seeds``); ``n`` counts seeds."""
+    found = []
+    groups: Any = rows.groupby(by, sort=False) if by else [((), rows)] if len(rows) else []
+    for at, own in groups:
+        held = own.groupby("seed")[["value", "low", "high"]].mean()
+        held = held[np.isfinite(held["value"])]
+        low, high = over_seeds(held["value"], held["low"], held["high"])
+        value = float(held["value"].mean()) if len(held) else NAN
+        found.append({**dict(zip(by, at, strict=True)), "value": value, "low": low, "high": high, "n": len(held)})
+    return pd.DataFrame(found, columns=[*by, "value", "low", "high", "n"])
+
+
+def key_order(key: str) -> tuple[float, str]:
+    """No key, a wrong one, growing shares, the right one, a leaked one."""
+    if key.startswith("partial:"):
+        return (1 + float(key.removeprefix("partial:")), key)
+    return ({WITHOUT: 0.0, "none": 0.0, "wrong": 0.5, "right": 3.0, "leaked": 4.0}.get(key, 5.0), key)

@@ -1,0 +1,242 @@
+"""The report's tables: each one as numbers (CSV), as a reader sees it (HTML) and for a paper (TeX)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from reports import words
+from reports.plots.plane import allowed
+from reports.standing import COSTS, NAN, claims, costs, standing, threats, utilities
+from reports.stats import summarise
+from reports.worst import WITHOUT
+
+_TEX: Final = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+_TEX_SIGNS: Final = {
+    "\\": r"\textbackslash{}", "ε": r"$\varepsilon$", "δ": r"$\delta$", "σ": r"$\sigma$", "≤": r"$\leq$", "\N{MINUS SIGN}": "$-$", "–": "--", "²": "$^2$", "·": r"$\cdot$", "\N{NO-BREAK SPACE}": "~",
+    "×": r"$\times$", "µ": r"$\mu$", "₀": "$_0$",
+} | {sign: f"$^{{{plain}}}$" for sign, plain in zip("⁻⁰¹³⁴⁵⁶⁷⁸⁹", "-013456789", strict=True)}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """``data`` holds numbers, ``shown`` the same in words; ``numeric`` names the columns of ``shown`` that are set to the right."""
+
+    name: str
+    caption: str
+    data: pd.DataFrame
+    shown: pd.DataFrame
+    numeric: tuple[str, ...] = ()
+
+
+def save(table: Table, folder: Path) -> None:
+    """``table`` as CSV (UTF-8, all digits) and as a booktabs table in TeX."""
+    table.data.to_csv(folder / f"{table.name}.csv", index=False, lineterminator="\n")
+    (folder / f"{table.name}.tex").write_text(tex(table), encoding="utf-8")
+
+
+def tex(table: Table) -> str:
+    """A ``table`` environment for LaTeX with the package booktabs."""
+    spec = "".join("r" if column in table.numeric else "l" for column in table.shown.columns)
+    lines = [_tex_row(table.shown.columns), r"\midrule", *(_tex_row(row) for row in table.shown.itertuples(index=False, name=None))]
+    body = "\n".join(lines)
+    return f"\\begin{{table}}\n\\caption{{{_tex(table.caption)}}}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+
+
+def _tex_row(values: Iterable[Any]) -> str:
+    return " & ".join(_tex(str(value)) for value in values) + r" \\"
+
+
+def _tex(text: str) -> str:
+    signs = _TEX | _TEX_SIGNS
+    return "".join(signs.get(letter, letter) for letter in text).replace("\n", " ")
+
+
+def utility_table(results: pd.DataFrame, name: str) -> Table:
+    """Every utility metric of every defense, mean over seeds with its interval."""
+    data = utilities(results)
+    metrics = list(dict.fromkeys(data["metric"]))
+    floors = {str(m): float(v) for m, v in results[results["metric"].str.endswith(":floor")].groupby("metric")["value"].mean().items()}
+    rows = []
+    for defense in _in_order(data):
+        own = data[data["defense"] == defense].set_index("metric")
+        rows.append(
+            {"Defense": words.defense(defense)} | {words.metric(m): _stated(own, m) for m in metrics} | {"seeds": str(int(own["n"].max()))}
+        )
+    if floors:
+        rows.append(
+            {"Defense": "largest class alone"}
+            | {words.metric(m): words.number(floors.get(f"{m}:floor", NAN)) for m in metrics}
+            | {"seeds": words.MISSING}
+        )
+    shown = pd.DataFrame(rows, columns=["Defense", *(words.metric(m) for m in metrics), "seeds"])
+    return Table(name, "Utility on test records, mean over seeds with 95 % intervals", data, shown, tuple(shown.columns[1:]))
+
+
+def leakage_table(results: pd.DataFrame, name: str) -> Table:
+    """Worst-case leakage of every defense under every threat that was asked for."""
+    parts, columns = [], {}
+    for goal, view, key in threats(results):
+        part = standing(results, goal, view, key)
+        parts.append(part.assign(goal=goal, view=view, key=key))
+        columns[f"{words.GOALS.get(goal, goal)}: {words.threat(view, key)}"] = {
+            row.defense: _leak(row) for row in part.itertuples(index=False)
+        }
+    data = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    names = list(dict.fromkeys(data["defense"])) if len(data) else []
+    shown = pd.DataFrame(
+        [{"Defense": words.defense(n)} | {title: column.get(n, words.MISSING) for title, column in columns.items()} for n in names]
+    )
+    caption = "Worst-case leakage, 95 % intervals over seeds, and the attack behind it: 0 is what the controls reach, 1 is the truth"
+    return Table(name, caption, data, shown)
+
+
+def claims_table(results: pd.DataFrame, name: str) -> Table | None:
+    """What a defense promises beside what was measured; None where nobody promises a number."""
+    held = claims(results)
+    if held.empty:
+        return None
+    measured = {
+        goal: [
+            (view, standing(results, goal, view, WITHOUT).set_index("defense"))
+            for g, view, k in threats(results)
+            if g == goal and k == WITHOUT
+        ]
+        for goal in ("membership", "reconstruction")
+    }
+    rows, shown = [], []
+    for row in held.itertuples(index=False):
+        ceiling = allowed(row.epsilon, row.delta if math.isfinite(row.delta) else 0.0) if math.isfinite(row.epsilon) else NAN
+        found = {
+            "defense": row.defense,
+            "epsilon": row.epsilon,
+            "delta": row.delta,
+            "per_site": " ".join(f"{v:.6g}" for v in row.per_site),
+            "allowed_leakage": ceiling,
+        }
+        seen = {"Defense": words.defense(row.defense), "claimed ε, maximum over sites": words.number(row.epsilon, 2)}
+        seen |= {"claimed ε per site": ", ".join(words.number(v, 2) for v in row.per_site) or words.MISSING}
+        seen |= {"membership leakage this allows": "≤ " + words.number(ceiling) if math.isfinite(ceiling) else words.MISSING}
+        for goal, views in measured.items():
+            worst = max(
+                (table.loc[row.defense] for _, table in views if math.isfinite(table.at[row.defense, "leakage"])),
+                key=lambda r: r["leakage"],
+                default=None,
+            )
+            found |= {f"{goal}_{c}": NAN if worst is None else worst[c] for c in ("leakage", "leakage_low", "leakage_high")}
+            seen[f"measured {goal} leakage"] = (
+                words.MISSING if worst is None else words.interval(worst["leakage"], worst["leakage_low"], worst["leakage_high"])
+            )
+        rows.append(found)
+        shown.append(seen | {"in words": row.words or words.MISSING})
+    caption = "Claims beside measurements. A claim bounds every attack there could be; a measurement is what these attacks did reach"
+    frame = pd.DataFrame(shown)
+    return Table(name, caption, pd.DataFrame(rows), frame, tuple(c for c in frame.columns if c not in {"Defense", "in words"}))
+
+
+def cost_table(results: pd.DataFrame, name: str) -> Table:
+    """Seconds, memory, arithmetic and traffic, and whatever else was measured as a cost."""
+    data = costs(results)
+    measures = [m for m in COSTS if m in set(data["measure"])] + [m for m in dict.fromkeys(data["measure"]) if m not in COSTS]
+    rows = []
+    for defense in _in_order(data):
+        own = data[data["defense"] == defense].set_index("measure")
+        rows.append({"Defense": words.defense(defense)} | {_cost_title(m): _amount(own, m) for m in measures})
+    shown = pd.DataFrame(rows, columns=["Defense", *(_cost_title(m) for m in measures)])
+    return Table(name, "Cost of training one federation, mean over seeds", data, shown, tuple(shown.columns[1:]))
+
+
+def scores_table(results: pd.DataFrame, name: str) -> Table:
+    """All means over seeds, one row a defense, attack, threat and metric: the long form of everything in the report."""
+    data = summarise(results)
+    data = data[data["status"] == "ok"]
+    columns = ["defense", "attack", "goal", "view", "key", "metric", "value", "low", "high", "n", "n_seeds", "role", "reason"]
+    return Table(name, "Every metric of every attack, mean over seeds", data[columns], data[columns].astype(str))
+
+
+def attack_table(results: pd.DataFrame, goal: str, metrics: tuple[str, ...], name: str) -> Table | None:
+    """Some metrics of every attack and control of one goal, a row a defense, attack and threat."""
+    rows = results[(results["goal"] == goal) & results["metric"].isin(metrics) & (results["status"] == "ok")]
+    if rows.empty:
+        return None
+    data = summarise(rows)
+    present = [m for m in metrics if m in set(data["metric"])]
+    shown = []
+    for (defense, attack, view, key), own in data.groupby(["defense", "attack", "view", "key"], sort=False):
+        line = {"Defense": words.defense(str(defense)), "attack": words.attack(str(attack)), "threat": words.threat(str(view), str(key))}
+        own = own.drop_duplicates("metric").set_index("metric")
+        shown.append(line | {words.metric(m): _reasoned(own, m) for m in present})
+    frame = pd.DataFrame(shown)
+    return Table(
+        name,
+        f"{words.GOALS.get(goal, goal)}: every attack and control, mean over seeds with 95 % intervals",
+        data,
+        frame,
+        tuple(frame.columns[3:]),
+    )
+
+
+def missing_table(results: pd.DataFrame, name: str) -> Table | None:
+    """Cells that were skipped or failed, gathered by reason."""
+    rows = results[results["status"] != "ok"]
+    if rows.empty:
+        return None
+    found = []
+    for (status, reason), own in rows.groupby(["status", "reason"], sort=False):
+        attacks = ", ".join(words.attack(a) for a in dict.fromkeys(own["attack"]) if a) or "training"
+        defenses = ", ".join(words.defense(d) for d in dict.fromkeys(own["defense"]))
+        held = own[["view", "key"]].drop_duplicates()
+        where = "; ".join(words.threat(v, k) for v, k in held.itertuples(index=False) if v)
+        found.append({"status": status, "attack": attacks, "threat": where, "defense": defenses, "reason": reason, "cells": len(own)})
+    data = pd.DataFrame(found)
+    return Table(name, "Skipped and failed cells, by reason", data, data.astype(str), ("cells",))
+
+
+def _in_order(data: pd.DataFrame) -> list[str]:
+    from reports.plots.style import ordered
+
+    return ordered(data["defense"])
+
+
+def _stated(own: pd.DataFrame, metric: str) -> str:
+    return words.interval(*own.loc[metric, ["value", "low", "high"]]) if metric in own.index else words.MISSING
+
+
+def _reasoned(own: pd.DataFrame, metric: str) -> str:
+    if metric in own.index and not math.isfinite(own.at[metric, "value"]) and "not resolvable" in str(own.at[metric, "reason"]):
+        return "not resolvable"
+    return _stated(own, metric)
+
+
+def _leak(row: Any) -> str:
+    if not math.isfinite(row.leakage):
+        return words.MISSING
+    return f"{words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)} {words.attack(row.attack)}"
+
+
+def _cost_title(measure: str) -> str:
+    return COSTS[measure][0].replace("\n", " ").lower() if measure in COSTS else words.metric(measure)
+
+
+def _amount(own: pd.DataFrame, measure: str) -> str:
+    if measure not in own.index:
+        return words.MISSING
+    unit = COSTS[measure][1] if measure in COSTS else ""
+    value, low, high = own.loc[measure, ["value", "low", "high"]]
+    exact = not (math.isfinite(low) and high > low)
+    return words.amount(value, unit) + ("" if exact else f" [{words.amount(max(low, 0.0), unit)}, {words.amount(high, unit)}]")

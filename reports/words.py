@@ -1,0 +1,149 @@
+"""What things are called in pictures and tables: plain words for plug-in names, threats and numbers.
+
+A name that is not known here is shown as it is written in the table, underscores turned to blanks, so other people's results read well too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+LAYERS: Final = {
+    "centralized": "Centralized",
+    "local_only": "Local only",
+    "fedavg": "FedAvg",
+    "dp_sgd": "DP-SGD",
+    "dp_fedavg": "DP-FedAvg",
+    "secure_aggregation": "Secure aggregation",
+    "homomorphic": "Homomorphic",
+    "infl": "INFL",
+    "ppml_omics": "PPML-Omics",
+}
+ATTACKS: Final = {
+    "lira": "LiRA",
+    "cosine_inversion": "Cosine inversion",
+    "cosine_inversion_of_sum": "Cosine inversion of the sum",
+    "closed_form": "Closed form, first layer",
+    "loss_threshold": "Loss threshold",
+    "round_cosine": "Round-wise cosine",
+    "key_vector": "Key vector, closed form",
+    "open_without_key": "Open without a key",
+    "open_with_wrong_keys": "Open with wrong keys",
+    "open_with_held_key": "Open with the held key",
+}
+VIEWS: Final = {"server": "server", "site": "one site", "outsider": "outsider"}
+SEES: Final = {
+    "server": "the server, which sees every message",
+    "site": "a site, which sees broadcasts, its own records and the sum of the others",
+    "outsider": "an outsider, who holds the released model",
+}
+GOALS: Final = {
+    "reconstruction": "Reconstruction of records",
+    "membership": "Membership of records",
+    "key": "Opening the model (key)",
+    "property": "Properties",
+    "audit": "Audit",
+}
+METRICS: Final = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "f1_macro": "macro F1",
+    "weighted_f1": "weighted F1",
+    "f1_weighted": "weighted F1",
+    "auc": "AUC",
+    "weighted_auc": "weighted OvR AUC",
+    "r2": "R²",
+}
+KEYS: Final = {"without": "without the key", "none": "no key", "wrong": "wrong key", "right": "right key", "leaked": "leaked key"}
+
+MISSING: Final = "–"
+
+
+def defense(name: str) -> str:
+    """``dp_sgd:epsilon=8+secure_aggregation`` → ``DP-SGD ε 8 + Secure aggregation``."""
+    return " + ".join(_layer(part) for part in name.split("+"))
+
+
+def _layer(name: str) -> str:
+    head, *rest = name.split(":")
+    words = [LAYERS.get(head, head.replace("_", " "))]
+    for part in rest:
+        parameter, equals, value = part.partition("=")
+        if not equals:
+            words.append(parameter.replace("_", " "))
+        elif parameter == "epsilon":
+            words.append(f"ε {value}")
+        elif parameter == "noise_multiplier":
+            words.append("clip only" if float(value or 1) == 0 else f"σ {value}")
+        else:
+            words.append(f"{parameter.replace('_', ' ')} {value}")
+    return " ".join(words)
+
+
+def attack(name: str) -> str:
+    """A known attack's name in words, else the name itself with blanks; ``lira:references=16`` → ``LiRA (references 16)``."""
+    head, *rest = name.split(":")
+    known = ATTACKS.get(head, head.replace("_", " "))
+    return known + (f" ({', '.join(part.replace('_', ' ').replace('=', ' ') for part in rest)})" if rest else "")
+
+
+def key(name: str) -> str:
+    """``partial:0.5`` → ``50 % of the key``."""
+    if name.startswith("partial:"):
+        return f"{float(name.removeprefix('partial:')):.0%} of the key".replace("%", "\N{NO-BREAK SPACE}%")
+    return KEYS.get(name, name)
+
+
+def threat(view: str, held: str) -> str:
+    """``server, none`` → ``server, no key``."""
+    return f"{VIEWS.get(view, view)}, {key(held)}"
+
+
+def metric(name: str) -> str:
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number to ``digits`` decimals, in scientific form where that would hide it; a dash for NaN."""
+    if not math.isfinite(value):
+        return MISSING
+    if value != 0 and abs(value) < 0.5 * 10**-digits:
+        return scientific(value)
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def scientific(value: float) -> str:
+    """``3.2e-08`` → ``3.2·10⁻⁸``."""
+    if not math.isfinite(value):
+        return MISSING
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa}·10{raised}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """``0.812 [0.790, 0.834]``, without the brackets where no interval is known."""
+    middle = number(value, digits)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return middle
+    return f"{middle} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def amount(value: float, unit: str = "") -> str:
+    """Three figures with an SI prefix: ``1.23 G`` + unit."""
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return f"0 {unit}".strip()
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")):
+        if abs(value) >= factor:
+            break
+    scaled = f"{value / factor:.3g}"
+    return f"{scaled} {prefix}{unit}".strip()
+
+
+def slug(*parts: str) -> str:
+    """A file name of letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(part for part in parts if part).lower()).strip("-") or "all"
