@@ -25,6 +25,7 @@ from suites.scoring import Measure, score_key, score_membership, score_reconstru
 from suites.stack import Stack
 
 _PRIVATE = frozenset({"_seen", "_scene", "_evidence", "_needs", "_fields"})
+_ALWAYS = frozenset({"threat", "known", "signal", "loss"})  # readable without a declaration
 _PATIENCE = 20.0  # seconds of one run above which more budget is not tried
 
 
@@ -160,7 +161,7 @@ class _Examination:
     # ---- what is promised
 
     def _unread(self) -> CheckResult:
-        read = [_PROPERTIES[name] for name in self.reads - {"threat", "known"}]
+        read = [_PROPERTIES[name] for name in self.reads - _ALWAYS]
         needed = self.attack.needs - ({"released"} if self.goal == "key" else set())  # the scorer opens it with the guessed key
         unused = sorted(need for need in needed if not any(need in sights for sights in read))
         if "oracle" in self.reads:

@@ -154,11 +154,13 @@ def _transforms(stage: Stage) -> CheckResult:
 
 
 def _claim(stage: Stage) -> CheckResult:
-    claim: object = stage.stack.claim(stage.federation, stage.shape)
+    each: list[object] = [layer.claim(stage.federation, stage.shape) for layer in stage.stack.layers]
+    strange = [type(one).__name__ for one in each if one is not None and not isinstance(one, Claim)]
+    if strange:
+        return CheckResult("claim", "fail", f"claim() returned a {strange[0]}; it must be a Claim or None")
+    claim = stage.stack.claim(stage.federation, stage.shape)
     if claim is None:
         return CheckResult("claim", "pass", "none")
-    if not isinstance(claim, Claim):
-        return CheckResult("claim", "fail", f"claim() returned a {type(claim).__name__}; it must be a Claim or None")
     faults = [*_faults(claim, stage)]
     return judged("claim", not faults, claim.sentence or claim.kind, "; ".join(faults))
 
