@@ -104,21 +104,23 @@ def _in_turn(count: int, shares: Sequence[float]) -> Codes:
 
 
 def _whole(profile: NDArray[np.float64], shares: Sequence[float], rng: torch.Generator) -> Codes:
-    """The part of every person: largest first, each to the part that lacks most of what they bring, by class and in all.
+    """The part of every person: each goes to the part that is furthest behind in what they bring, by class and in all.
 
-    ``profile`` [persons, K] counts each person's records by class (after Sechidis et al. 2011, iterative stratification).
+    ``profile`` [persons, K] counts each person's records by class. The largest persons come first, and persons of one profile one after
+    the other, so that every kind of person is spread by the shares: a part made of singles would be another population than one of pairs.
     """
     bring = np.column_stack([profile, profile.sum(1)])
-    total = np.maximum(bring.sum(0), 1.0)
-    wanted = np.outer([*shares], total)  # [parts, K + 1]
-    used = np.array(shares) > 0
+    weight = bring / np.maximum(bring.sum(0), 1.0)
     shuffled = _permutation(len(bring), rng)
+    kind = np.unique(profile, axis=0, return_inverse=True)[1].reshape(-1)
+    rank = _permutation(int(kind.max()) + 1, rng)
+    due = np.zeros((len(shares), bring.shape[1]))  # [parts, K + 1] records that each part has yet to get of those dealt out
     out = np.empty(len(bring), dtype=np.int64)
-    for person in shuffled[np.argsort(-bring[shuffled, -1], kind="stable")]:
-        need = (wanted / total) @ bring[person]  # share of this person's records that each part still lacks
-        need[~used] = -np.inf
+    for person in shuffled[np.lexsort((rank[kind[shuffled]], -bring[shuffled, -1]))]:
+        due += np.outer([*shares], bring[person])
+        need = np.where(np.array(shares) > 0, due @ weight[person], -np.inf)
         out[person] = chosen = int(np.argmax(need))
-        wanted[chosen] -= bring[person]
+        due[chosen] -= bring[person]
     return out
 
 

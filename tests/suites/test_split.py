@@ -129,6 +129,20 @@ def test_the_skew_is_a_dirichlets(alpha: float) -> None:
     assert np.mean(squares) == pytest.approx(expected + (1 - expected) / n, abs=4 * np.std(squares) / 20)
 
 
+def test_every_kind_of_person_is_spread_by_the_shares() -> None:
+    # 60 persons with a tumour, 60 with a tumour and a normal sample, 40 with a normal one: no part may be made of one kind.
+    kind = np.repeat([0, 1, 2], [60, 60, 40])
+    person = np.repeat(np.arange(160), np.where(kind == 1, 2, 1))
+    second = np.append(False, person[1:] == person[:-1])
+    y = np.where(second | (kind[person] == 2), 1, 0)
+    data = Cohort("made", np.zeros((220, 1), dtype=np.float32), y, ("tumour", "normal"), ("f",), person=person)
+    for seed in range(10):
+        cut = split(data, SplitSpec(unit="person"), PartitionSpec(), seed)
+        for share, part in zip(SplitSpec().shares, parts(cut)):
+            there = np.bincount(kind[np.unique(person[part.numpy()])], minlength=3)
+            np.testing.assert_allclose(there, share * np.array([60, 60, 40]), atol=2)
+
+
 def test_persons_shares_are_met_by_records() -> None:
     data = cohort(600, people=60, seed=4)
     cut = split(data, SplitSpec(unit="person"), PartitionSpec(), 0)
