@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
 from suites import accounting
-from suites.contracts import Card, Claim, Clip, Defense, Federation, Params, RequestError, Shape
+from suites.contracts import Card, Claim, Clip, Defense, Federation, Local, Params, RequestError, Shape
 
 _EPSILON = 8.0  # plain "dp_sgd"
 
@@ -32,6 +33,8 @@ class DPSGD(Defense):
         Below 1 / records of every site.
     clip : float
         L2 bound on one record's gradient, over all parameters together.
+    epochs, lr : optional
+        Local epochs a round and learning rate in place of the federation's: at a given ε, noise wants fewer and longer steps.
     """
 
     card: ClassVar[Card | None] = Card(
@@ -43,7 +46,16 @@ class DPSGD(Defense):
         "so a deployment has to draw it from a cryptographic one",
     )
 
-    def __init__(self, epsilon: float | None = None, noise_multiplier: float | None = None, delta: float = 1e-5, clip: float = 1.0) -> None:
+    def __init__(
+        self,
+        epsilon: float | None = None,
+        noise_multiplier: float | None = None,
+        delta: float = 1e-5,
+        clip: float = 1.0,
+        *,
+        epochs: int | None = None,
+        lr: float | None = None,
+    ) -> None:
         if epsilon is not None and noise_multiplier is not None:
             raise RequestError("dp_sgd got both epsilon and noise_multiplier, but each fixes the other; give one of them")
         if epsilon is not None and not 0 < epsilon < math.inf:
@@ -54,10 +66,18 @@ class DPSGD(Defense):
             raise RequestError(f"dp_sgd got delta={delta:g}, but δ is a probability above 0 and below 1; give 1e-5, say")
         if not 0 < clip < math.inf:
             raise RequestError(f"dp_sgd got clip={clip:g}, but only a finite bound above 0 limits what a record changes; give 1.0, say")
+        if epochs is not None and epochs < 1:
+            raise RequestError(f"dp_sgd got epochs={epochs}, but a site trains at least once a round; give 1 or more")
+        if lr is not None and not 0 < lr < math.inf:
+            raise RequestError(f"dp_sgd got lr={lr:g}, but a learning rate is above 0 and finite; give 0.01, say")
+        self.epochs, self.lr = epochs, lr
         self.epsilon = _EPSILON if epsilon is None and noise_multiplier is None else epsilon
         self.noise_multiplier = noise_multiplier
         self.delta = float(delta)
         self.clip = Clip(norm=float(clip))
+
+    def local(self, local: Local) -> Local:
+        return replace(local, epochs=self.epochs or local.epochs, lr=self.lr or local.lr)
 
     def plan(self, federation: Federation, shape: Shape) -> DPSGD:
         planned = copy.copy(self)

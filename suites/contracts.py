@@ -412,6 +412,10 @@ class Defense:
     channel: Channel | None = None
     card: ClassVar[Card | None] = None
 
+    def local(self, local: Local) -> Local:
+        """What this defense changes about a site's own training (noise wants fewer and longer steps); public, and part of its claim."""
+        return local
+
     def plan(self, federation: Federation, shape: Shape) -> Defense:
         """The same defense fitted to public sizes (noise for a target ε, say); deterministic, no data."""
         return self

@@ -70,11 +70,11 @@ class Bench:
         self.task: Task = registry.find("tasks", spec["task"]).make()
         self.defense: str = spec["defense"]
         settings = dict(spec["federation"])
-        local = Local(**settings.pop("local", {}))
+        given = Local(**settings.pop("local", {}))
         flaws = frozenset(settings.pop("flaws", ()))
         sites = len(self.prepared.sites)
         stack = Stack([plugin.make() for plugin in registry.stack(self.defense)])
-        self.federation = Federation(topology=stack.topology, sites=sites, local=local, flaws=flaws, **settings)
+        self.federation = Federation(topology=stack.topology, sites=sites, local=stack.local(given), flaws=flaws, **settings)
         sizes = [len(site) for site in self.prepared.sites]
         self.shape = Shape(
             tuple([sum(sizes)] if stack.topology == "centralized" else sizes), self.prepared.pool.x.shape[1], self.prepared.pool.classes

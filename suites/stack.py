@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from suites.contracts import Card, Claim, Defense, Federation, KeySource, Params, RequestError, Secret, Shape, Skip
+from suites.contracts import Card, Claim, Defense, Federation, KeySource, Local, Params, RequestError, Secret, Shape, Skip
 
 
 class Stack(Defense):
@@ -31,6 +31,11 @@ class Stack(Defense):
         self.clip = clipping[0].clip if clipping else None
         self.channel = channels[0].channel if channels else None
         self.topology = topologies.pop() if topologies else "federated"
+
+    def local(self, local: Local) -> Local:
+        for layer in self.layers:
+            local = layer.local(local)
+        return local
 
     def plan(self, federation: Federation, shape: Shape) -> Stack:
         return Stack([layer.plan(federation, shape) for layer in self.layers])
