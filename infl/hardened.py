@@ -1,0 +1,87 @@
+"""``infl:hardened``: a secret mixing of the input in front of the first layer, drawn from a 256-bit key.
+
+Not part of the published method. Records are brought to one length, rotated, stretched along secret axes and rotated again, once, before
+training; a step costs what FedAvg's costs. A wrong key then feeds the model noise, and what falls out of the first layer is mixed.
+It is a *linear* secret: it holds only while single records are not visible (see ``Card.does_not_protect``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infl.mixing import Mixing
+from suites.contracts import Card, Claim, Defense, Federation, KeySource, RequestError, Secret, Shape
+from suites.randomness import KeyStream
+
+KEY_BYTES = 32
+
+
+class Hardened(Defense):
+    """Sites train on mixed records; only key holders can mix.
+
+    Parameters
+    ----------
+    spread : float
+        The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation, which three known records undo.
+    minimum : int
+        Records that must stand behind every visible update; ``plan`` refuses a federation with a smaller site.
+    """
+
+    card = Card(
+        server="Every site's plain update, in mixed coordinates: labels and hidden layers are as visible as under FedAvg, inputs are not. "
+        "From updates of many steps over many records it can neither test membership by the span of the first layer nor undo the mixing.",
+        site="The key, the model and the sum: for a key holder this is plain FedAvg.",
+        outsider="The released model, which guesses when it is used without the key or with another one.",
+        does_not_protect="Single records in sight: inner products survive well enough that a search over candidate records re-identifies "
+        "them without any key, so it claims nothing for updates of fewer records than its minimum. Known plaintexts give the mixing "
+        "away (three for a rotation, about twenty at spread 2). Any site, or any leak of the one shared key, opens everything, and to a "
+        "key holder the model leaks membership as FedAvg's does.",
+    )
+
+    def __init__(self, *, spread: float = 2.0, minimum: int = 64) -> None:
+        if spread < 1:
+            raise RequestError(
+                f"infl:hardened needs spread >= 1 but got {spread:g}: it is the ratio c of singular values in [1/c, c]; 1 is a rotation"
+            )
+        if minimum < 1:
+            raise RequestError(f"infl:hardened needs minimum >= 1 but got {minimum}: it counts the records behind a visible update")
+        self.spread, self.minimum = float(spread), int(minimum)
+
+    def plan(self, federation: Federation, shape: Shape) -> Hardened:
+        smallest = min(shape.site_sizes)
+        if smallest < self.minimum:
+            raise RequestError(
+                f"infl:hardened claims nothing for updates with fewer than {self.minimum} records behind them, and a site has {smallest}: "
+                "merge sites, or set infl:hardened:minimum lower and read its card first"
+            )
+        return self
+
+    def secret(self, rng: KeySource) -> Secret:
+        return Secret(key=torch.frombuffer(bytearray(rng.bytes(KEY_BYTES)), dtype=torch.uint8))
+
+    def weaken(self, secret: Secret, fraction: float, rng: KeySource) -> Secret:
+        """Keeps the first ``fraction`` of the key's bytes; whatever is missing must be searched."""
+        drawn = torch.frombuffer(bytearray(rng.bytes(KEY_BYTES)), dtype=torch.uint8)
+        known = torch.arange(KEY_BYTES) < int(fraction * KEY_BYTES)
+        return Secret(key=torch.where(known, secret["key"].cpu(), drawn))
+
+    def prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
+        """Records [n, F] -> mixed records [n, F], each of length sqrt(F) before the mixing; without a key unmixed."""
+        unit = x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(1e-12) * x.shape[-1] ** 0.5
+        return (unit if secret is None else self._mixing(secret, x.shape[-1])(unit)).to(x.dtype)
+
+    def restore(self, x: Tensor, secret: Secret | None) -> Tensor:
+        """Mixed records -> records of length sqrt(F): the direction comes back, the length is lost by design."""
+        return x if secret is None else self._mixing(secret, x.shape[-1]).inverse(x.double()).to(x.dtype)
+
+    def _mixing(self, secret: Secret, width: int) -> Mixing:
+        return Mixing.draw(KeyStream(bytes(secret["key"].tolist())).child("infl:hardened", width), width, self.spread)
+
+    def claim(self, federation: Federation, shape: Shape) -> Claim:
+        return Claim(
+            kind="keyed",
+            server_sees="every site's update, in mixed coordinates",
+            sentence=f"Without the key the model guesses, and updates of at least {self.minimum} records do not show whose they are; "
+            "nothing is claimed for smaller ones, for known plaintexts or against a colluding site.",
+        )

@@ -1,0 +1,69 @@
+"""Secret orthogonal mixing of any length in n log n operations, from a 256-bit key.
+
+A round is signs, permutation, Hartley transform; two rounds and closing signs make a rotation (the structure D H P D H P D of fast
+Johnson-Lindenstrauss transforms: Ailon and Chazelle 2009). The Hartley transform is real, orthogonal, its own inverse and exists at
+every length, so nothing is padded to a power of two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from suites.contracts import KeySource
+
+ROUNDS = 2
+
+
+def hartley(x: Tensor) -> Tensor:
+    """Orthonormal discrete Hartley transform along the last axis; applied twice it is the identity."""
+    spectrum = torch.fft.fft(x, norm="ortho")
+    real: Tensor = spectrum.real - spectrum.imag
+    return real
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """x -> D_r (H P_r D_{r-1}) ... x, orthogonal; ``signs`` [ROUNDS + 1, F], ``orders`` [ROUNDS, F]."""
+
+    signs: Tensor
+    orders: Tensor
+
+    @classmethod
+    def draw(cls, rng: KeySource, width: int) -> Rotation:
+        signs = torch.stack([rng.signs(width) for _ in range(ROUNDS + 1)])
+        return cls(signs, torch.stack([rng.permutation(width) for _ in range(ROUNDS)]))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for sign, order in zip(self.signs.to(x), self.orders.to(x.device)):
+            x = hartley((x * sign)[..., order])
+        return x * self.signs[-1].to(x)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        z = z * self.signs[-1].to(z)
+        for sign, order in zip(self.signs[:-1].to(z).flip(0), self.orders.to(z.device).flip(0)):
+            z = hartley(z)[..., order.argsort()] * sign
+        return z
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """x -> B S A x with secret rotations A, B and a secret spectrum S, log-uniform in [1/c, c] and of mean square one."""
+
+    first: Rotation
+    spectrum: Tensor  # [F]
+    second: Rotation
+
+    @classmethod
+    def draw(cls, rng: KeySource, width: int, spread: float) -> Mixing:
+        first, second = Rotation.draw(rng.child("first"), width), Rotation.draw(rng.child("second"), width)
+        spectrum = torch.as_tensor(spread, dtype=torch.float64) ** rng.child("spectrum").uniform(width, low=-1.0, high=1.0)
+        return cls(first, spectrum / spectrum.square().mean().sqrt(), second)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.spectrum.to(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self.first.inverse(self.second.inverse(z) / self.spectrum.to(z))

@@ -1,0 +1,177 @@
+"""infl:hardened: the mixing is secret, exact and invertible; what it holds against, and the limits its card names, broken on purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from infl.hardened import Hardened
+from infl.mixing import Mixing, Rotation, hartley
+from suites.contracts import Federation, RequestError, Secret, Shape
+from suites.federation import initialise
+from suites.randomness import keys, stream
+
+FEATURES, CLASSES = 90, 5
+
+
+def secret(index: int = 0) -> Secret:
+    return Hardened().secret(keys("test_hardened", index))
+
+
+def mixed(x: Tensor, index: int = 0, spread: float = 2.0) -> Tensor:
+    return Hardened(spread=spread).prepare(x, secret(index))
+
+
+def records(count: int, role: str) -> tuple[Tensor, Tensor]:
+    """Classes, and factors shared by all records, as omics profiles have them."""
+    centres, loadings = torch.randn(CLASSES, FEATURES, generator=stream("centres")), torch.randn(8, FEATURES, generator=stream("loadings"))
+    generator = stream("records", role)
+    y = torch.randint(0, CLASSES, (count,), generator=generator)
+    factors = torch.randn(count, 8, generator=generator) @ loadings
+    return 0.8 * centres[y] + 0.5 * factors + 0.7 * torch.randn(count, FEATURES, generator=generator), y
+
+
+@settings(max_examples=20, deadline=None)
+@given(width=st.integers(1, 200))
+def test_hartley_is_orthogonal_at_every_length(width: int) -> None:
+    matrix = hartley(torch.eye(width, dtype=torch.float64))
+    assert torch.allclose(matrix @ matrix.T, torch.eye(width, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(hartley(matrix), torch.eye(width, dtype=torch.float64), atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 64, 765])
+def test_mixing_is_what_it_says_at_any_width(width: int) -> None:
+    eye = torch.eye(width, dtype=torch.float64)
+    rotation = Rotation.draw(keys("rotation"), width)
+    assert torch.allclose(rotation(eye) @ rotation(eye).T, eye, atol=1e-10)
+    assert torch.allclose(rotation.inverse(rotation(eye)), eye, atol=1e-10)
+    mixing = Mixing.draw(keys("mixing"), width, 2.0)
+    singular = torch.linalg.svdvals(mixing(eye))
+    assert torch.allclose(singular.sort().values, mixing.spectrum.sort().values, atol=1e-10)
+    assert float(singular.max() / singular.min()) <= 4.0
+    assert torch.allclose(mixing.inverse(mixing(eye)), eye, atol=1e-10)
+
+
+def test_every_output_depends_on_every_input() -> None:
+    matrix = Rotation.draw(keys("rotation"), 256)(torch.eye(256, dtype=torch.float64)).abs() * 16
+    assert float(matrix.max()) < 8
+    assert 0.6 < float(matrix.mean()) < 1.0  # .80 for Gaussian entries
+
+
+def test_only_the_right_key_restores() -> None:
+    x, _ = records(20, "restore")
+    scaled = x * FEATURES**0.5 / x.norm(dim=1, keepdim=True)
+    z = mixed(x)
+    assert torch.allclose(Hardened().restore(z, secret()), scaled, atol=1e-4)
+    assert float(F.cosine_similarity(Hardened().restore(z, secret(1)), x).abs().mean()) < 0.2
+    assert float(F.cosine_similarity(z, x).abs().mean()) < 0.2
+
+
+def test_one_byte_of_the_key_changes_everything() -> None:
+    x, _ = records(20, "avalanche")
+    near = secret()["key"].clone()
+    near[31] ^= 1
+    assert float(F.cosine_similarity(Hardened().prepare(x, Secret(key=near)), mixed(x)).abs().mean()) < 0.2
+
+
+def test_key_has_256_bits_and_weaken_keeps_a_share_of_them() -> None:
+    key = secret()["key"]
+    assert (key.dtype, len(key)) == (torch.uint8, 32)
+    partial = Hardened().weaken(secret(), 0.5, keys("partial"))["key"]
+    assert torch.equal(partial[:16], key[:16])
+    assert not torch.equal(partial[16:], key[16:])
+
+
+def test_length_of_a_record_does_not_survive_and_without_a_key_nothing_is_mixed() -> None:
+    x, _ = records(20, "length")
+    assert torch.allclose(mixed(3 * x), mixed(x), atol=1e-4)
+    assert torch.allclose(F.cosine_similarity(Hardened().prepare(x, None), x), torch.ones(20))
+    assert torch.isfinite(mixed(torch.zeros(2, FEATURES))).all()
+
+
+def test_sites_below_the_minimum_are_refused() -> None:
+    Hardened(minimum=64).plan(Federation(), Shape((64, 200), 10, 2))
+    with pytest.raises(RequestError, match="fewer than 64"):
+        Hardened(minimum=64).plan(Federation(), Shape((63, 200), 10, 2))
+    with pytest.raises(RequestError, match="spread"):
+        Hardened(spread=0.5)
+
+
+def trained(x: Tensor, y: Tensor) -> nn.Module:
+    net = nn.Sequential(nn.Linear(FEATURES, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, CLASSES))
+    initialise(net, stream("start"))
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimiser.zero_grad()
+        F.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return net
+
+
+def test_utility_with_the_right_key_and_none_with_twenty_wrong_ones() -> None:
+    (x, y), (test_x, test_y) = records(400, "train"), records(1000, "test")
+
+    def accuracy(net: nn.Module, inputs: Tensor) -> float:
+        return float((net(inputs).argmax(1) == test_y).float().mean())
+
+    plain, net = accuracy(trained(x, y), test_x), trained(mixed(x), y)
+    right, none = accuracy(net, mixed(test_x)), accuracy(net, Hardened().prepare(test_x, None))
+    wrong = np.array([accuracy(net, mixed(test_x, index)) for index in range(1, 21)])
+    majority = float(torch.bincount(test_y).max()) / len(test_y)
+    assert right > plain - 0.02
+    assert wrong.mean() + 1.96 * wrong.std(ddof=1) / 20**0.5 <= majority + 0.02, (
+        f"wrong keys reach {wrong.mean():.3f}, majority {majority:.3f}"
+    )
+    assert none < majority + 0.1
+
+
+def test_span_of_the_first_layer_tells_members_without_the_mixing_and_nothing_with_it() -> None:
+    (x, y), (others, _) = records(24, "train"), records(200, "others")
+
+    def auc(inputs: Tensor) -> float:
+        net = trained(inputs, y)
+        start = nn.Sequential(nn.Linear(FEATURES, 32))
+        initialise(start, stream("start"))
+        delta = (net.get_parameter("0.weight") - start.get_parameter("0.weight")).detach()
+        basis = torch.linalg.svd(delta, full_matrices=False)[2][:24]
+
+        def inside(candidates: Tensor) -> Tensor:
+            share: Tensor = (candidates @ basis.T).norm(dim=1) / candidates.norm(dim=1)
+            return share
+
+        member, other = inside(x), inside(others)  # the server knows candidates in public units only
+        return float((member[:, None] > other).float().mean())
+
+    assert auc(x) > 0.95
+    assert 0.3 < auc(mixed(x)) < 0.7
+
+
+def test_limit_known_plaintexts_undo_the_mixing() -> None:
+    """As many known records as features give the whole linear map; the card says so."""
+    x, _ = records(2 * FEATURES, "known")
+    fresh, _ = records(5, "fresh")
+    public = Hardened().prepare(x, None)
+    undo = torch.linalg.lstsq(mixed(x), public).solution
+    found = mixed(fresh) @ undo
+    assert float(F.cosine_similarity(found, fresh).min()) > 0.999
+
+
+def test_limit_single_records_in_sight_keep_their_inner_products() -> None:
+    """What a search without any key matches on: at spread 1 exactly, at spread 2 still closely."""
+    x, _ = records(60, "gram")
+    public = Hardened().prepare(x, None)
+    upper = torch.triu_indices(60, 60, 1)
+
+    def gram(z: Tensor) -> Tensor:
+        return (z @ z.T)[upper[0], upper[1]]
+
+    def agreement(spread: float) -> float:
+        return float(torch.corrcoef(torch.stack([gram(mixed(x, spread=spread)), gram(public)]))[0, 1])
+
+    assert agreement(1.0) > 0.9999
+    assert 0.8 < agreement(2.0) < 0.9999
