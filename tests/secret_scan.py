@@ -58,7 +58,8 @@ class Needle:
         self.values = flat[telling]
         stride = values.shape[-1] if values.ndim > 1 else 1
         places = np.flatnonzero(telling)
-        self.neighbours = {(a, b) for a, one in enumerate(places) for step in (1, stride) for b in np.flatnonzero(places == one + step)}
+        rank = {int(place): number for number, place in enumerate(places)}
+        self.neighbours = {(a, rank[place + step]) for place, a in rank.items() for step in (1, stride) if place + step in rank}
         self.neighbours |= {(b, a) for a, b in self.neighbours}
         if (~telling).sum() > len(flat) / 2:
             distinct = max(2, len(np.unique(flat)))
@@ -111,13 +112,14 @@ class Needle:
         found: list[tuple[int, int]] = []
         for place, match in enumerate(NUMBER.finditer(blob.replace("−".encode(), b"-"))):
             token = match.group()
-            mantissa = re.split(rb"[eE]", token)[0]
-            digits = len(mantissa.lstrip(b"+-0.").replace(b".", b""))
-            if digits < 6 or len(token) > 40:
+            if not 6 <= len(token) <= 60:
+                continue
+            mantissa, _, exponent = token.lower().partition(b"e")
+            digits, power = len(mantissa.lstrip(b"+-0.").replace(b".", b"")), int(exponent or 0)
+            if digits < 6 or abs(power) > 30:
                 continue
             value = float(token)
-            decimals = len(mantissa.partition(b".")[2]) - (int(re.split(rb"[eE]", token)[1]) if len(token) > len(mantissa) else 0)
-            slack = 1.001 * 10.0**-decimals if decimals < 300 else 0.0  # a whole last digit, since some cut instead of rounding
+            slack = 1.001 * 10.0 ** (power - len(mantissa.partition(b".")[2]))  # a whole last digit, since some cut instead of rounding
             near = index[np.searchsorted(ordered, value - slack) : np.searchsorted(ordered, value + slack, side="right")]
             if digits >= 10 and len(near):
                 return True
