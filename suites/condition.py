@@ -21,7 +21,7 @@ FIELDS = ("value", "low", "high", "n")
 COLUMNS = ("task", "data", "defense", "attack", "goal", "view", "key", "role")
 ROLES = ("score", "utility", "cost", "claim")  # controls and upper bounds say nothing about a defense
 _TERM = re.compile(
-    r"\s*(?P<metric>[A-Za-z_][^\s\[\]<>=!]*)\s*(?:\[(?P<where>[^\]]*)\])?\s*(?:\.(?P<field>\w+))?\s*"
+    r"\s*(?P<metric>[A-Za-z_][\w@%:./-]*)\s*(?:\[(?P<where>[^\]]*)\])?\s*(?:\.(?P<field>\w+))?\s*"
     r"(?P<sign><=|>=|==|!=|<|>)\s*(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 )
 _SIGNS: Mapping[str, Callable[[float, float], bool]] = {

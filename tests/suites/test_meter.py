@@ -1,0 +1,59 @@
+"""What is measured: FLOP against hand counts, bytes, memory, time."""
+
+import time
+
+import pytest
+import torch
+
+from suites import meter
+
+
+def test_flop_of_a_matrix_product() -> None:
+    left, right = torch.ones(30, 40), torch.ones(40, 50)
+    assert meter.flop(lambda: left @ right) == 2 * 30 * 40 * 50
+
+
+def test_flop_of_a_training_step() -> None:
+    net = torch.nn.Linear(40, 10)
+    x = torch.ones(20, 40)
+    # forward and weight gradient; the input needs none
+    assert meter.flop(lambda: net(x).sum().backward()) == 2 * (2 * 20 * 40 * 10)
+
+
+def test_wire_bytes() -> None:
+    assert meter.wire_bytes({"w": torch.ones(3, 5), "b": torch.ones(5, dtype=torch.float64), "n": torch.ones((), dtype=torch.int64)}) == 108
+
+
+def test_peak_memory_sees_what_is_already_freed() -> None:
+    with meter.measure() as small:
+        pass
+    with meter.measure() as large:
+        held = torch.ones(100 * 2**18)  # 100 MiB
+        del held
+    assert large.peak_bytes - small.peak_bytes > 90 * 2**20
+    with meter.measure() as after:
+        pass
+    assert large.peak_bytes - after.peak_bytes > 50 * 2**20  # the peak is the block's, not the process's
+
+
+def test_waiting_is_not_work() -> None:
+    with meter.measure() as reading:
+        time.sleep(0.2)
+    assert reading.seconds >= 0.2
+    assert reading.busy < 0.1
+
+
+def test_measured_even_if_the_block_fails() -> None:
+    with pytest.raises(ValueError, match="x"), meter.measure() as reading:
+        raise ValueError("x")
+    assert reading.peak_bytes > 0
+
+
+def test_peak_rate_is_no_less_than_what_a_product_reaches() -> None:
+    torch.set_num_threads(1)
+    a = torch.ones(512, 512)
+    rate = meter.peak_flop_rate(size=512, repeats=5)
+    with meter.measure() as reading:
+        for _ in range(5):
+            a @ a
+    assert 0 < 5 * 2 * 512**3 / reading.busy < 3 * rate
