@@ -8,12 +8,12 @@ layers are such layers, and all read the same k. Nothing here knows about keys: 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from suites.contracts import Goal, Guess, Observation, Params, Sees, Skip, Target
+from suites.contracts import Goal, Guess, Observation, Params, RequestError, Sees, Skip, Target
 
 _SAME = 1e-2  # layers whose exact inputs differ by less belong together; rounding of a small step stays below
 _ALIKE = 0.7  # cosine that suffices where the optimiser (Adam, many steps) has left only a direction
@@ -150,25 +150,36 @@ def _combine(layers: list[_Layer], *, blurred: bool = False) -> Shared:
 
 
 class KeyVector:
-    """The input that a defense's modulators share, from a single site's one message."""
+    """The input that a defense's modulators share, from one message at the first probed round.
+
+    Parameters
+    ----------
+    optimiser : "any", "gradient", "sgd" or "adam"
+        Which kind of message to use. Of several, the one with the smallest residual is taken, which needs no truth to know.
+    """
 
     goal: ClassVar[Goal] = "key"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes"})
 
+    def __init__(self, *, optimiser: Literal["any", "gradient", "sgd", "adam"] = "any") -> None:
+        if optimiser not in ("any", "gradient", "sgd", "adam"):
+            raise RequestError(
+                f"key_vector knows optimiser any, gradient, sgd and adam, not {optimiser!r}: name the kind of message to use"
+            )
+        self.optimiser = optimiser
+
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        found: dict[str, Shared] = {}
-        for target in seen.targets:
-            for shared in _of(target)[:1]:
-                kind = f"shared_input:{len(shared.vector)}:{target.optimiser}"
-                if kind not in found or shared.residual < found[kind].residual:
-                    found[kind] = shared
+        targets = [target for target in seen.targets if self.optimiser in ("any", target.optimiser)]
+        if not targets:
+            raise Skip(f"no probe message of kind {self.optimiser} is in sight; add one to the suite's probes")
+        first = min(target.round for target in targets)  # the vector moves as the encoder is trained
+        found = [shared for target in targets if target.round == first for shared in _of(target)[:1]]
         if not found:
             raise Skip("no two linear layers of this update share an input vector, so there is no key vector to recover")
-        notes: dict[str, float | str] = {}
-        for name, shared in found.items():
-            notes[f"{name}:layers"], notes[f"{name}:residual"] = len(shared.layers), shared.residual
-        certified = torch.tensor([shared.certain for shared in found.values()])
-        return Guess({name: shared.vector.float() for name, shared in found.items()}, certified=certified, notes=notes)
+        best = min(found, key=lambda shared: (not shared.certain, shared.residual))
+        notes = {"layers": float(len(best.layers)), "residual": best.residual, "messages": float(len(targets))}
+        name = f"shared_input:{len(best.vector)}"
+        return Guess({name: best.vector.float()}, certified=torch.tensor([best.certain]), notes=notes)
 
 
 class KeyVectorOfSum(KeyVector):

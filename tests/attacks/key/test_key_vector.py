@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.key.key_vector import KeyVector, KeyVectorOfSum, shared_inputs
 from infl.published import Published
-from suites.contracts import Params, Skip, Target
+from suites.contracts import Params, RequestError, Skip, Target
 from suites.federation import initialise
 from suites.randomness import keys, stream
 
@@ -72,7 +73,7 @@ def test_one_gradient_gives_the_key_vector(batch: int, seed: int) -> None:
     model = federation(seed)
     guess = attack(message(model, "gradient", batch))
     assert guess.certified.tolist() == [True]
-    assert relative_error(guess.value["shared_input:16:gradient"], Published().derived(model)["key_vector"]) <= 1e-6
+    assert relative_error(guess.value["shared_input:16"], Published().derived(model)["key_vector"]) <= 1e-6
 
 
 @pytest.mark.parametrize(("lr", "bar"), [(0.05, 1e-6), (5e-4, 1e-5)])
@@ -81,7 +82,7 @@ def test_one_step_weight_delta_gives_the_key_vector(lr: float, bar: float, seed:
     model = federation(seed)
     guess = attack(message(model, "sgd", 32, lr=lr))
     assert guess.certified.all()
-    assert relative_error(guess.value["shared_input:16:sgd"], Published().derived(model)["key_vector"]) <= bar
+    assert relative_error(guess.value["shared_input:16"], Published().derived(model)["key_vector"]) <= bar
 
 
 def test_combining_all_layers_beats_each_alone() -> None:
@@ -100,7 +101,7 @@ def test_a_sum_over_sites_hides_nothing_since_all_share_the_key() -> None:
     mean = {name: torch.stack([target.update[name] for target in targets]).mean(0) for name in targets[0].update}
     combined = Target(targets[0].params, mean, 40, "gradient", 1, 0.0, None, 5, 0)
     guess = attack(combined, attack=KeyVectorOfSum)
-    assert relative_error(guess.value["shared_input:16:gradient"], Published().derived(model)["key_vector"]) <= 1e-6
+    assert relative_error(guess.value["shared_input:16"], Published().derived(model)["key_vector"]) <= 1e-6
     assert KeyVectorOfSum.needs == {"probe_sums"}
 
 
@@ -109,14 +110,29 @@ def test_adam_leaves_a_direction_and_no_certificate(steps: int) -> None:
     model = federation(0)
     guess = attack(message(model, "adam", 32, lr=1e-3, steps=steps))
     assert not guess.certified.any()
-    cosine = torch.cosine_similarity(guess.value["shared_input:16:adam"], Published().derived(model)["key_vector"], dim=0)
+    cosine = torch.cosine_similarity(guess.value["shared_input:16"], Published().derived(model)["key_vector"], dim=0)
     assert 0.7 < float(cosine) < 0.99
+
+
+def test_the_message_is_chosen_without_the_truth_or_by_kind() -> None:
+    model = federation(0)
+    true = Published().derived(model)["key_vector"]
+    gradient, step, adam = message(model, "gradient", 8), message(model, "sgd", 8, lr=5e-4), message(model, "adam", 8, lr=1e-3)
+    assert relative_error(attack(adam, step, gradient).value["shared_input:16"], true) <= 1e-6
+    later = replace(message(federation(1), "gradient", 8), round=5)
+    assert relative_error(attack(later, step).value["shared_input:16"], true) <= 1e-4
+    seen: Any = SimpleNamespace(targets=(gradient, adam))
+    assert not KeyVector(optimiser="adam").run(seen, torch.Generator()).certified.any()  # type: ignore[union-attr]
+    with pytest.raises(Skip, match="sgd"):
+        KeyVector(optimiser="sgd").run(seen, torch.Generator())
+    with pytest.raises(RequestError, match="optimiser"):
+        KeyVector(optimiser="momentum")  # type: ignore[arg-type]
 
 
 def test_a_different_key_is_not_what_was_found() -> None:
     guess = attack(message(federation(0), "gradient", 4))
     other = Published().derived(federation(1))["key_vector"]
-    assert relative_error(guess.value["shared_input:16:gradient"], other) > 1e-3
+    assert relative_error(guess.value["shared_input:16"], other) > 1e-3
 
 
 @pytest.mark.parametrize("batch", [1, 32])
