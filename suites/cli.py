@@ -136,16 +136,18 @@ def data_show(name: str) -> None:
 
 
 @data_app.command(name="fetch")
-def data_fetch(name: str) -> None:
-    """Download a pinned cohort and check its digest."""
+def data_fetch(
+    name: str, mirror: Annotated[Path | None, typer.Option(help="Folder that holds the original files [$INFL_BENCH_DATA].")] = None
+) -> None:
+    """Download a pinned cohort (or take it from a mirror folder), check its digests, parse it."""
     from suites.cohorts.registry import card
 
-    if card(name).download:
-        from importlib import import_module
-
-        print(import_module("suites.cohorts.fetch").fetch(name))
-    else:
+    if not card(name).download:
         print(f"{name} needs no download: it is installed with the package or generated")
+        return
+    from suites.cohorts.named import parsed
+
+    print(f"{name} is ready: {parsed(name, mirror, print)}")
 
 
 @app.command()

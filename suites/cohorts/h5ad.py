@@ -40,7 +40,10 @@ def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
     with file:
         if "obs" not in file or "var" not in file:
             raise RequestError(f"{where} is HDF5 but not an .h5ad: it has no obs and var tables; write it with anndata's write_h5ad")
-        yield file
+        try:
+            yield file
+        except OSError as error:  # a damaged chunk, or a compression filter that is not installed
+            raise RequestError(f"{where} breaks off while it is read ({error}); write it again, with gzip or no compression") from error
 
 
 # ------------------------------------------------------------------------------------------------------------------ obs and var

@@ -43,11 +43,10 @@ def pbmc68k() -> Path:
 
 
 def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once per pinned files and parser."""
+    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once for these pins and this parser."""
     from suites.cohorts import fetch
     from suites.cohorts.originals import ORIGINALS
 
-    files = fetch.fetch(name, mirror, say)
     version = hashlib.sha256(Path(__file__).with_name("parsers.py").read_bytes())
     for original in ORIGINALS[name]:
         version.update(original.sha256.encode())
@@ -57,12 +56,17 @@ def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = l
     fetch.make_folder(path.parent)
     from suites.cohorts import parsers  # and with them pandas and anndata, only where there is something to parse
 
+    files = fetch.fetch(name, mirror, say)
     data = parsers.parse(name, files)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     try:
         data.write_h5ad(temporary)
         os.replace(temporary, path)  # several processes may do this at once: each its own file, the same content
+    except OSError as error:
+        raise RequestError(
+            f"the cache folder {path.parent} cannot take {path.name} ({error}); make room or set $INFL_BENCH_CACHE"
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path

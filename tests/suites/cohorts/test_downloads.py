@@ -225,6 +225,8 @@ def test_a_mirror_is_used_in_place_and_the_parsed_file_is_kept(mirror: Path, own
     before = kept[0].stat().st_mtime_ns
     assert load(DataSpec(name="lymph_node_adt", transform="none")).digest == cohort.digest
     assert kept[0].stat().st_mtime_ns == before
+    monkeypatch.delenv("INFL_BENCH_DATA")  # once parsed, neither mirror nor network is needed
+    assert load(DataSpec(name="lymph_node_adt", transform="none")).digest == cohort.digest
 
 
 def test_a_mirror_may_be_the_folder_above(mirror: Path, tmp_path: Path) -> None:
@@ -308,6 +310,17 @@ def test_a_parser_that_fails_leaves_nothing_behind(mirror: Path, own_cache: Path
     monkeypatch.setenv("INFL_BENCH_DATA", str(mirror))
     monkeypatch.setattr(anndata.AnnData, "write_h5ad", lambda self, path: Path(path).write_text("half") and 1 / 0)
     with pytest.raises(ZeroDivisionError):
+        parsed("osmfish")
+    assert not [path for path in own_cache.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_is_one_sentence(mirror: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: anndata.AnnData, path: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("INFL_BENCH_DATA", str(mirror))
+    monkeypatch.setattr(anndata.AnnData, "write_h5ad", full)
+    with pytest.raises(RequestError, match=r"No space left on device.*make room"):
         parsed("osmfish")
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
 

@@ -231,6 +231,21 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     assert "copy or download it again" in complaint(path)
 
 
+def test_a_damaged_chunk(tmp_path: Path) -> None:
+    path = Path(write(tmp_path, made(), compression="gzip"))
+    with h5py.File(path) as file:
+        chunk = file["X"].id.get_chunk_info(0)
+    whole = bytearray(path.read_bytes())
+    middle = chunk.byte_offset + chunk.size // 2
+    whole[middle : middle + 8] = bytes(8)
+    path.write_bytes(whole)
+    assert "breaks off while it is read" in complaint(str(path))
+
+
+def test_a_file_without_records(tmp_path: Path) -> None:
+    assert "one class only ('none')" in complaint(write(tmp_path, made()[:0].copy()))
+
+
 def test_unknown_columns(tmp_path: Path) -> None:
     path = write(tmp_path, made())
     text = complaint(path, label="cel")
