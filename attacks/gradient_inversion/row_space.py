@@ -1,0 +1,196 @@
+"""Batches of records from one message, searched in the row space of the first layer's update.
+
+dW = D^T X for any number of plain gradient steps, so X = A R with R [r, F] the right singular vectors of dW: the unknowns are A [B, r]
+instead of X [B, F] and an evaluation costs the same for a thousand features as for twenty thousand. L-BFGS from several starts
+minimises the sum over tensors of the relative squared distance of simulated and received message. Records that land near a solution are
+finished in closed form: a ReLU unit that is off for record b puts an exact zero into D, and the direction that most zeros agree on is a
+singular vector (Dimitrov et al. 2024, "SPEAR", use the same zeros, by sampling). Only observable losses choose between starts.
+
+Labels are the counts from the output bias, their order free. Steps of plain SGD are unrolled in the same space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attacks.gradient_inversion.closed_form import invert
+from attacks.gradient_inversion.dense import Chain
+from attacks.gradient_inversion.labels import label_list
+from attacks.gradient_inversion.lbfgs import minimise
+from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count
+from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Skip, Target
+
+SOLVED = 1e-10  # loss of a message in single precision that was hit exactly
+Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r], first weights [L, H, r] -> messages with a lane axis
+
+
+class RowSpace:
+    """Whole batches by L-BFGS in the row space of the first layer's update, finished in closed form.
+
+    Parameters
+    ----------
+    budget : int
+        Evaluations of the objective a target, all starts together counting as one.
+    restarts : int
+        Starts a target, the first from the closed form.
+    limit : int
+        Only the first ``limit`` targets are attacked and guessed; the notes say so.
+    """
+
+    goal: ClassVar[Goal] = "reconstruction"
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict", "key"})
+
+    def __init__(self, budget: int = 900, restarts: int = 8, limit: int = 4) -> None:
+        self.budget, self.restarts, self.limit = budget, restarts, limit
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        everything = self.messages(seen)
+        key, values, losses, proven = seen.key, [], [], []
+        for target in everything[: self.limit]:
+            problem = Problem(seen, target, key)
+            inside, loss = problem.solve(self.budget, self.restarts, rng)
+            value = seen.restore((inside @ problem.rows).float(), key)
+            values.append(value)
+            losses.append(loss)
+            proven.append(certified(seen, target, value, problem.labels, key))
+        notes: dict[str, float | str] = {"targets": float(len(values)), "of": float(len(everything)), "budget": float(self.budget)}
+        return Guess(values, confidence=-torch.tensor(losses), certified=torch.tensor(proven), notes=notes)
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        """What is inverted."""
+        return seen.targets
+
+
+class RowSpaceOfSum(RowSpace):
+    """The same against the sum of all sites' messages, which is all that secure aggregation shows."""
+
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums", "auxiliary", "simulate", "predict", "key"})
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.target_sums
+
+
+class Problem:
+    """One target in its row space, in double precision: start, objective and finish."""
+
+    def __init__(self, seen: Observation, target: Target, key: Secret | None) -> None:
+        self.features, self.classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
+        public = seen.auxiliary.x
+        outputs = seen.predict(target.params, public, key).detach() if len(public) else None
+        labels = label_list(target, self.classes, outputs)
+        if labels is None:
+            raise Skip("the message holds no output bias, so the labels cannot be counted")
+        self.labels = labels
+        if target.optimiser == "adam":
+            raise Skip("Adam's updates keep little but signs and leave the span of the records; use cosine_inversion")
+        one_step = target.optimiser == "sgd" and target.steps == 1
+        self.target = replace(target, optimiser="gradient", update=as_gradient(target)) if one_step else target
+        self.norm = float(public.norm(dim=1).median()) if len(public) else float(self.features) ** 0.5
+        self.guess = invert(target, self.features, self.norm, public)[0].double()
+        self.params = {name: t.double() if t.is_floating_point() else t for name, t in self.target.params.items()}
+        self.received = {name: t.double() for name, t in self.target.update.items() if t.is_floating_point()}
+        layer = first_linear(self.received, self.features)
+        self.first, self.bias = layer.weight, layer.bias
+        full = self.received[self.first]
+        _, values, right = torch.linalg.svd(full, full_matrices=False)
+        rank = min(target.batch, len(values), max(int((values > 1e-6 * values[0]).sum()), 1))
+        self.rows = right[:rank]  # [r, F']
+        self.received[self.first] = full @ self.rows.T
+        self.weight = self.params[self.first] @ self.rows.T  # [H, r]
+        self.simulate = self._client(seen, key)
+
+    def _client(self, seen: Observation, key: Secret | None) -> Simulate:
+        """The cheapest simulated client that agrees with the public one: closed form, else vmap in the row space, else in full space."""
+        soft = torch.nn.functional.one_hot(self.labels, self.classes).double()
+
+        def full(x: Tensor, weight: Tensor) -> Params:
+            message = seen.simulate(replace(self.target, params=self.params), seen.restore(x @ self.rows, key), soft, key)
+            return {**message, self.first: message[self.first] @ self.rows.T}
+
+        def reduced(x: Tensor, weight: Tensor) -> Params:
+            return seen.simulate(replace(self.target, params={**self.params, self.first: weight}), x, soft, key)
+
+        chain = Chain.found(self.params, self.features, self.classes) if self.target.optimiser == "gradient" else None
+
+        def closed(x: Tensor, weight: Tensor) -> Params:
+            assert chain is not None
+            return chain.gradients(self.params, weight, x, soft.expand(len(x), -1, -1))
+
+        trial = torch.randn(1, len(self.labels), len(self.rows), generator=torch.Generator().manual_seed(0)).double().to(self.rows.device)
+        exact = torch.func.vmap(full)(trial, self.weight[None])
+        for candidate in (closed if chain is not None else None, torch.func.vmap(reduced)):
+            try:
+                if candidate is not None and _close(candidate(trial, self.weight[None]), exact):
+                    return candidate
+            except (RuntimeError, KeyError):  # a client that pads or turns its records refuses the reduced ones
+                continue
+        return torch.func.vmap(full)
+
+    def loss(self, flat: Tensor) -> Tensor:
+        """Sum over tensors of relative squared distances [L] at ``flat`` [L, B r]."""
+        x = flat.view(-1, len(self.labels), len(self.rows))
+        message = self.simulate(x, self.weight.expand(len(x), -1, -1))
+        parts = []
+        for name, received in self.received.items():
+            if name in message:
+                gap = (message[name] - received).flatten(1).square().sum(1)
+                parts.append(gap / received.square().sum().clamp_min(1e-300))
+        return torch.stack(parts).sum(0)
+
+    def solve(self, budget: int, restarts: int, rng: torch.Generator) -> tuple[Tensor, float]:
+        """The best A [B, r] and its loss."""
+        batch, rank = len(self.labels), len(self.rows)
+        draw = torch.randn(restarts, batch, rank, generator=rng).double().to(self.rows.device)
+        flat = draw.mul(self.norm / rank**0.5).flatten(1)
+        flat[0] = (self.guess.to(self.rows) @ self.rows.T).flatten()
+        loss = torch.full((restarts,), torch.inf, dtype=flat.dtype, device=flat.device)
+        for part in (0.4, 0.3, 0.3):
+            flat, loss = minimise(self.loss, flat, max(int(part * budget), 1), stop=lambda losses: bool((losses < SOLVED).any()))
+            for quiet in self.quiet():
+                finished = torch.stack([self.finish(lane.view(batch, rank), quiet).flatten() for lane in flat])
+                polished = self.loss(finished).nan_to_num(torch.inf)
+                flat = torch.where((polished < loss)[:, None], finished, flat)
+                loss = torch.minimum(polished, loss)
+            best = int(loss.argmin())
+            if loss[best] < SOLVED:
+                break
+            size = flat[best].square().mean().sqrt()
+            jump = torch.logspace(-2.5, -0.5, restarts, dtype=flat.dtype, device=flat.device)[:, None]
+            fresh = flat[best] + jump * size * torch.randn(flat.shape, generator=rng).to(flat)
+            worse = (loss > loss.median()) & (torch.arange(restarts, device=flat.device) != best)
+            flat = torch.where(worse[:, None], fresh, flat)
+        if loss[best] < SOLVED / 10:
+            return flat[best].view(batch, rank), float(loss[best])
+        last, left = minimise(self.loss, flat[best : best + 1], max(budget // 20, 1))
+        return last[0].view(batch, rank), float(left[0])
+
+    def quiet(self) -> tuple[int, ...]:
+        """How many units to take for switched off at each record; none where zeros cannot settle a direction."""
+        units, rank = len(self.received[self.first]), len(self.rows)
+        if self.bias is None or len(self.labels) != rank:
+            return ()
+        return tuple(sorted({count for count in (units // 4, units // 3, 2 * units // 5) if count > rank}))
+
+    def finish(self, inside: Tensor, quiet: int, rounds: int = 8) -> Tensor:
+        """Records [B, r] made exact by the zeros that inactive ReLU units leave in D, where they are near a solution."""
+        assert self.bias is not None
+        received = self.received[self.first]
+        inverse = torch.linalg.pinv(inside)  # [r, B]: D^T = dW inverse
+        for _ in range(rounds):
+            rows = (received @ inverse).abs().topk(quiet, dim=0, largest=False).indices.T  # [B, quiet]: units most likely off
+            picked = received[rows]
+            inverse = torch.linalg.eigh(picked.mT @ picked).eigenvectors[:, :, 0].T
+        scale = torch.linalg.lstsq(received @ inverse, self.received[self.bias][:, None]).solution[:, 0]
+        exact: Tensor = torch.linalg.pinv(inverse * scale)
+        return exact
+
+
+def _close(ours: Params, exact: Params) -> bool:
+    return set(ours) == set(exact) and all(
+        ours[name].shape == exact[name].shape and (ours[name] - exact[name]).norm() <= 1e-6 * exact[name].norm() + 1e-12 for name in exact
+    )
