@@ -30,9 +30,13 @@ class FiLM(nn.Module):
     def forward(self, h: Tensor, key: Tensor) -> Tensor:
         joint, act, last = self.film
         assert isinstance(joint, nn.Linear)
-        # Linear([a, k, a*k]) = (W_a + W_ak diag(k)) a + (W_k k + b): the record-free half is formed once a batch.
-        on_a, on_k, on_product = joint.weight.chunk(3, dim=-1)
-        hidden = F.linear(self.act_proj(h), on_a + on_product * key, on_k @ key + joint.bias)
+        a = self.act_proj(h)
+        if key.dim() > 1:  # a key vector a record, as per-record clipping needs
+            hidden = joint(torch.cat([a, key, a * key], dim=-1))
+        else:
+            # Linear([a, k, a*k]) = (W_a + W_ak diag(k)) a + (W_k k + b): the record-free half is formed once a batch.
+            on_a, on_k, on_product = joint.weight.chunk(3, dim=-1)
+            hidden = F.linear(a, on_a + on_product * key, on_k @ key + joint.bias)
         scale, shift = (self.strength * torch.tanh(last(act(hidden)))).chunk(2, dim=-1)
         return h + h * scale + shift
 

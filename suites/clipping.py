@@ -2,36 +2,31 @@
 
 One pass ("ghost clipping": Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679). For a linear layer with inputs a
 [B, in] and output derivatives d [B, out], record i's weight gradient is d_i a_i^T, so its squared norm is |a_i|^2 |d_i|^2 and the clipped
-sum is (c∘d)^T a: one matrix product of the size that the plain gradient needs. The derivatives d come from zero *probes* added to every
-layer's output; no weight gradient is taken twice. LayerNorm's gradients d∘x̂ are [B, width], small, and are formed as they are.
+sum is (c∘d)^T a: one matrix product of the size that the plain gradient needs, and no weight gradient is taken twice. ``suites.ghost``
+says which uses of a parameter are treated so, those behind a key that the whole batch shares among them.
 
-What does not fit that pattern (other parameterised modules, a layer that is called twice, by keyword or on another shape, a weight that
-is used outside its module, a network that mixes records) takes the exact path: each record alone. The choice is not left to the modules'
-types: the first call compares both paths on a few records at a shifted point, and keeps the exact one where they differ.
+What does not fit (another use of a parameter, a layer that is called twice or on another shape, a network that mixes records) takes the
+exact path: each record alone. The first call compares both paths on a few records at a shifted point, and keeps the exact one where
+they differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap  # not grad: its first call imports sympy and dynamo, 1.4 s
-from torch.nn import functional
 
 from suites.contracts import Params, RequestError
+from suites.ghost import DoesNotFit, Jacobian, Use, Watch, expanded
 
-Layer = nn.Linear | nn.LayerNorm  # the layers whose per-record gradients are known in closed form
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], y [B] or [B, K] -> [B]
 
 _CHECKED_RECORDS = 4
 _FLOATS_AT_ONCE = 1 << 26  # per-record gradients that the exact path holds together: 256 MB
-
-
-class _DoesNotFit(Exception):
-    """The network left the pattern that ghost clipping knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +69,16 @@ class ClippedSum:
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         self._tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - set(self._shapes)
         self._own_buffers = {name: buffer.shape for name, buffer in module.named_buffers()}
-        self._layers = _ghost_layers(module)
-        self._checked = False
+        self._shared = {name: part for name, part in module.named_modules() if getattr(part, "batch_shared", False)}
+        self._behind = {name: [f"{name}.{own}" for own, _ in part.named_parameters()] for name, part in self._shared.items()}
+        self._met = set(self._shapes).difference(*self._behind.values())  # the parameters that meet records themselves
+        self._widths: dict[str, int] | None = None  # of the probes, found in the first pass
+        self._ghost = not self._tied
 
     @property
     def ghost(self) -> bool:
-        """Whether the one-pass path is in use (before the first call: whether the modules' types allow it)."""
-        return self._layers is not None
+        """Whether the one-pass path is in use (before the first call: whether nothing rules it out yet)."""
+        return self._ghost
 
     def __call__(self, params: Params, private: Params, x: Tensor, y: Tensor, weight: Tensor, norm: float) -> tuple[Params, Tensor]:
         """Clip and sum.
@@ -103,68 +101,73 @@ class ClippedSum:
         if not norm > 0:
             raise RequestError(f"the clipping norm is {norm:g}, but only a bound above 0 leaves a gradient to add; give clip=1.0, say")
         batch = _Batch(params, private, x, y, weight, norm)
-        if self._layers is not None and not self._checked and x.shape[1] > 0:
-            self._checked = True
-            if not self._agrees(batch):
-                self._layers = None
-        if self._layers is not None:
+        if x.shape[1] == 0:
+            return {name: torch.zeros_like(params[name]) for name in self._shapes}, torch.zeros_like(weight)
+        if self._ghost and self._widths is None:
+            self._ghost = self._agrees(batch)
+        if self._ghost:
             try:
-                return self._one_pass(batch, self._layers)
-            except _DoesNotFit:
-                self._layers = None
+                return self._one_pass(batch)
+            except DoesNotFit:
+                self._ghost = False
         return self._each_record(batch)
 
     # ------------------------------------------------------------------------------------------------------- one pass
 
-    def _one_pass(self, batch: _Batch, layers: dict[str, Layer]) -> tuple[Params, Tensor]:
+    def _one_pass(self, batch: _Batch) -> tuple[Params, Tensor]:
         lanes, records = batch.x.shape[:2]
         lead = (records,) if lanes == 1 else (lanes, records)  # one lane runs without vmap
         fixed = {name: tensor.detach() for name, tensor in {**batch.params, **batch.private}.items()}
         with torch.enable_grad():
-            probes = {name: batch.x.new_zeros(*lead, _width(layer), requires_grad=True) for name, layer in layers.items()}
+            fixed |= {name: fixed[name].requires_grad_() for names in self._behind.values() for name in names}
+            probes = {name: batch.x.new_zeros(*lead, width, requires_grad=True) for name, width in (self._widths or {}).items()}
+            uses: dict[str, Use] = {}
             if lanes == 1:
-                outputs, inputs = self._probed(_pick(fixed, 0), probes, batch.x[0])
+                outputs, inputs, vectors = self._probed(uses, probes, _pick(fixed, 0), batch.x[0])
+                vectors = {name: vector.unsqueeze(0) for name, vector in vectors.items()}
             else:
-                outputs, inputs = vmap(self._probed, randomness="different")(fixed, probes, batch.x)
+                outputs, inputs, vectors = vmap(partial(self._probed, uses), randomness="different")(probes, fixed, batch.x)
             # The loss stays outside vmap: cross-entropy under vmap is decomposed in Python, and its first call imports sympy.
             losses = self._loss(outputs.flatten(0, -2), batch.y.flatten(0, 1))
             slopes = torch.autograd.grad(losses.sum(), list(probes.values()), materialize_grads=True)
+            jacobians = {name: Jacobian.of(vector, {own: fixed[own] for own in self._behind[name]}) for name, vector in vectors.items()}
         with torch.no_grad():
+            self._widths = {name: probe.shape[-1] for name, probe in probes.items()}
             deltas = dict(zip(probes, slopes, strict=True))
             weight = batch.weight.to(batch.x.dtype).reshape(lead)
-            norms = _sum([_squared_norm(layer, inputs.get(name), deltas[name]) for name, layer in layers.items()]).sqrt()
+            squared = torch.zeros_like(weight)
+            for name, use in uses.items():
+                squared += use.squared_norms(inputs.get(name), deltas[name])
+            for name, jacobian in jacobians.items():
+                squared += jacobian.squared_norms(deltas[name].view(lanes, records, -1)).view(lead)
+            norms = squared.sqrt()
             scale = (weight * (batch.norm / norms).clamp(max=1)).unsqueeze(-1)
             total: Params = {}
-            for name, layer in layers.items():
-                total |= _summed(name, layer, inputs.get(name), scale * deltas[name])
-        ordered = {name: total[name].reshape(lanes, *shape) for name, shape in self._shapes.items()}
-        return ordered, (norms * (weight != 0)).reshape(lanes, records)
+            for name, use in uses.items():
+                total |= use.sums(inputs.get(name), scale * deltas[name])
+            for name, jacobian in jacobians.items():
+                total |= jacobian.sums((scale * deltas[name]).view(lanes, records, -1))
+            zeros = (name for name in self._shapes if name not in total)  # what the network did not use
+            total |= {name: torch.zeros_like(fixed[name]) for name in zeros}
+        sums = {name: total[name].view(lanes, *shape) for name, shape in self._shapes.items()}
+        return sums, (norms * (weight != 0)).view(lanes, records)
 
-    def _probed(self, tensors: Params, probes: Params, x: Tensor) -> tuple[Tensor, Params]:
-        """Outputs [B, K] and each layer's input [B, in] (x̂ for LayerNorm), with ``probes`` added to the layers' outputs."""
-        inputs: Params = {}
-        with self._hooks(probes, inputs, len(x)):
+    def _probed(self, uses: dict[str, Use], probes: Params, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
+        """Outputs [B, K], the inputs where parameters meet records, the batch-shared vectors; fills ``uses``, and ``probes`` at first."""
+
+        def probe(name: str, width: int) -> Tensor:
+            if self._widths is None:
+                probes[name] = x.new_zeros(len(x), width, requires_grad=True) if name not in probes else probes[name]
+            elif self._widths.get(name) != width:
+                raise DoesNotFit(name)
+            return probes[name]
+
+        vectors: Params = {}
+        watch = Watch({id(tensors[name]): name for name in self._met}, probe, len(x))
+        with expanded(self._shared, probe, len(x), vectors), watch:
             outputs: Tensor = functional_call(self._module, tensors, (x,))
-        return outputs, inputs
-
-    @contextmanager
-    def _hooks(self, probes: Params, inputs: Params, records: int) -> Iterator[None]:
-        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-            def probe(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-                if name in inputs or len(arguments) != 1 or arguments[0].dim() != 2 or len(arguments[0]) != records:
-                    raise _DoesNotFit(name)
-                a = arguments[0].detach()
-                inputs[name] = functional.layer_norm(a, layer.normalized_shape, eps=layer.eps) if isinstance(layer, nn.LayerNorm) else a
-                return output + probes[name]
-
-            return probe
-
-        handles = [self._module.get_submodule(name).register_forward_hook(hook(name)) for name in probes]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        uses |= watch.uses
+        return outputs, watch.inputs, vectors
 
     # ------------------------------------------------------------------------------------------------------- each record alone
 
@@ -193,7 +196,7 @@ class ClippedSum:
                 copies = {name: tensor.expand(len(x), *tensor.shape).requires_grad_() for name, tensor in parameters.items()}
                 outputs = vmap(of_one, randomness="different")(copies, {name: tensor[part] for name, tensor in own.items()}, x)
                 slopes = torch.autograd.grad(self._loss(outputs, y).sum(), list(copies.values()), materialize_grads=True)
-            norms[part] = _sum([slope.flatten(1).square().sum(1) for slope in slopes]).sqrt()
+            norms[part] = sum((slope.flatten(1).square().sum(1) for slope in slopes), torch.zeros_like(weight)).sqrt()
             scale = weight * (lane.norm / norms[part]).clamp(max=1)
             for name, slope in zip(copies, slopes, strict=True):
                 total[name] += torch.tensordot(scale, slope, dims=1)
@@ -211,7 +214,6 @@ class ClippedSum:
 
     def _agrees(self, batch: _Batch) -> bool:
         """Whether both paths give the same sums for the first records, at shifted parameters (a zero start must not hide a path)."""
-        assert self._layers is not None
         rng = torch.Generator(device=batch.x.device).manual_seed(0)
 
         def shifted(tensor: Tensor) -> Tensor:
@@ -230,47 +232,13 @@ class ClippedSum:
             norm=float("inf"),
         )
         try:
-            fast, fast_norms = self._one_pass(few, self._layers)
-        except _DoesNotFit:
+            fast, fast_norms = self._one_pass(few)
+        except DoesNotFit:
             return False
         slow, slow_norms = self._each_record(few)
         allowed = 1e-3 * max(float(slow_norms.max()), 1e-30)
         pairs = [(fast_norms, slow_norms), *((fast[name], slow[name]) for name in slow)]
         return all(bool(torch.linalg.vector_norm(a - b) <= allowed) for a, b in pairs)
-
-
-# ----------------------------------------------------------------------------------------------------------- one layer
-
-
-def _width(layer: Layer) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else int(layer.normalized_shape[0])
-
-
-def _squared_norm(layer: Layer, inputs: Tensor | None, delta: Tensor) -> Tensor:
-    """|g_i|^2 [..., B] over one layer's parameters; a layer that was not called has none."""
-    squared = delta.square().sum(-1)
-    if inputs is None:
-        return torch.zeros_like(squared)
-    if isinstance(layer, nn.Linear):
-        of_weight: Tensor = torch.linalg.vector_norm(inputs, dim=-1).square() * squared
-    else:
-        of_weight = (delta * inputs).square().sum(-1)
-    if layer.bias is not None:
-        of_weight = of_weight + squared
-    return of_weight
-
-
-def _summed(name: str, layer: Layer, inputs: Tensor | None, scaled: Tensor) -> Params:
-    """The layer's summed gradients from c∘d [..., B, out] and its inputs."""
-    if inputs is None:
-        inputs = scaled.new_zeros(*scaled.shape[:-1], layer.in_features if isinstance(layer, nn.Linear) else _width(layer))
-    prefix = f"{name}." if name else ""
-    gradients = {f"{prefix}weight": scaled.mT @ inputs if isinstance(layer, nn.Linear) else (scaled * inputs).sum(-2)}
-    return gradients if layer.bias is None else {**gradients, f"{prefix}bias": scaled.sum(-2)}
-
-
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(terms)).sum(0)
 
 
 def _pick(tensors: Params, k: int) -> Params:
@@ -285,21 +253,3 @@ def _refuse_batch_statistics(module: nn.Module) -> None:
                 f"layer '{name}' is {type(part).__name__}, whose statistics mix the records of a batch, so clipping one record's gradient "
                 "does not bound what that record changes and no ε holds; use LayerNorm (norm: layer) with dp_sgd"
             )
-
-
-def _ghost_layers(module: nn.Module) -> dict[str, Layer] | None:
-    """The Linear and LayerNorm layers that own all parameters; None where anything else owns one, or two layers share one."""
-    layers: dict[str, Layer] = {}
-    seen: set[int] = set()
-    for name, part in module.named_modules(remove_duplicate=False):
-        own = {id(parameter) for parameter in part.parameters(recurse=False)}
-        if not own:
-            continue
-        if seen & own:
-            return None
-        seen |= own
-        if type(part) is nn.Linear or (type(part) is nn.LayerNorm and len(part.normalized_shape) == 1):
-            layers[name] = part
-        else:  # a subclass may compute anything
-            return None
-    return layers
