@@ -103,6 +103,13 @@ def test_hierarchical_interval_counts_seeds_not_records() -> None:
     assert np.mean(flat) <= 0.5  # what counting records as independent would do
 
 
+def test_hierarchical_interval_of_one_record_a_seed_is_the_t_interval() -> None:
+    values = np.random.default_rng(4).normal(size=4)
+    low, high = stats.hierarchical(values, np.arange(4), resamples=4000)
+    bottom, top = stats.t_interval(values)
+    assert (high - low) / (top - bottom) == pytest.approx(1, abs=0.05)
+
+
 def test_equal_seeds_never_claim_certainty() -> None:
     low, high = stats.over_seeds([1.0, 1.0, 1.0], [0.83, 0.83, 0.83], [1.0, 1.0, 1.0])
     assert low == pytest.approx(1 - 0.17 / math.sqrt(3))
@@ -171,7 +178,7 @@ def test_records_of_one_person_widen_the_auc_interval_and_it_then_covers() -> No
 def test_tpr_is_the_best_of_all_realised_thresholds_within_the_target() -> None:
     held, member = scores(2, 100, 400)
     fpr, tpr, _ = roc_curve(member, held, drop_intermediate=False)
-    for target in (0.01, 0.05, 0.2):
+    for target in (0.01, 0.0123, 0.033, 0.05, 0.2):
         rate = stats.tpr_at(held, member, target)
         assert rate.value == pytest.approx(tpr[fpr <= target + 1e-12].max())
         assert rate.fpr == np.mean(held[~member] >= rate.threshold) <= target

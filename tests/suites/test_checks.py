@@ -359,7 +359,8 @@ def test_main_exits_with_one_when_a_check_fails(write: Any, capsys: Any) -> None
 def rows(values: list[float], **more: Any) -> pd.DataFrame:
     base = {
         "suite": "s", "task": "t", "data": "d", "defense": "fedavg", "attack": "lira", "goal": "membership", "view": "server",
-        "key": "none", "metric": "leakage", "low": np.nan, "high": np.nan, "n": 10, "direction": "higher", "role": "score", "status": "ok", "reason": "",
+        "key": "none", "metric": "leakage", "reason": "", "low": np.nan, "high": np.nan, "n": 10,
+        "direction": "higher", "role": "score", "status": "ok",
         "seconds": 1.0, "schema_version": schema.SCHEMA_VERSION,
     }  # fmt: skip
     return pd.DataFrame([{**base, "seed": seed, "value": value, **more} for seed, value in enumerate(values)])
