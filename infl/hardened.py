@@ -25,7 +25,9 @@ class Hardened(Defense):
     spread : float
         The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation, which three known records undo.
     minimum : int
-        Records that must stand behind every visible update; ``plan`` refuses a federation with a smaller site.
+        Records that must stand behind every visible update; ``plan`` refuses a federation with a smaller site. The default is the
+        first layer's width in the suite's network: one gradient of fewer records has every mixed record in its row space. It is a
+        rule of thumb and no measured bound.
     """
 
     card = Card(
