@@ -14,6 +14,7 @@ from suites import config, registry
 from suites.errors import RequestError
 from suites.plan import CELL_FUNCTIONS, Plan, plan
 from suites.runner import Outcome, Progress, default_workers, execute, store_of
+from suites.store import writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,14 +137,19 @@ def _may_have_cuda() -> bool:
 
 
 def _finish(asked: Request, outcome: Outcome, *, report: bool) -> pd.DataFrame:
+    from reports.schema import SchemaError
     from suites import gather
 
     store = store_of(asked.out)
-    table, curves = gather.results(asked.plan, store, outcome), gather.curves(asked.plan, store, outcome)
+    try:
+        table, curves = gather.results(asked.plan, store, outcome), gather.curves(asked.plan, store, outcome)
+    except SchemaError as error:
+        raise RequestError(f"what the cells wrote is no results table: {error}") from error
     record = gather.record(asked.plan, outcome, store, asked.text, asked.device)
     gather.write(asked.out, table, curves, record)
     if report:
-        import_module("reports.render").render(table, curves, record, asked.out)
+        with writing(asked.out):
+            import_module("reports.render").render(table, curves, record, asked.out)
     return table
 
 

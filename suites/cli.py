@@ -137,17 +137,19 @@ def data_show(name: str) -> None:
 
 @data_app.command(name="fetch")
 def data_fetch(
-    name: str, mirror: Annotated[Path | None, typer.Option(help="Folder that holds the original files [$INFL_BENCH_DATA].")] = None
+    name: str,
+    mirror: Annotated[Path | None, typer.Option(help="Folder that already holds the files [$INFL_BENCH_DATA].")] = None,
 ) -> None:
-    """Download a pinned cohort (or take it from a mirror folder), check its digests, parse it."""
+    """Download a pinned cohort and check its digest."""
     from suites.cohorts.registry import card
 
     if not card(name).download:
         print(f"{name} needs no download: it is installed with the package or generated")
         return
-    from suites.cohorts.named import parsed
+    from suites.cohorts.fetch import fetch
 
-    print(f"{name} is ready: {parsed(name, mirror, print)}")
+    for file, path in fetch(name, mirror, print).items():
+        print(f"{file}: {path}")
 
 
 @app.command()

@@ -16,18 +16,14 @@ from suites.store import writing
 
 
 def redraw(folder: Path, other: Path | None = None) -> Path:
-    """Draw ``folder``'s report; with ``other``, both runs' rows in one report, each suite under its run's name."""
+    """Draw ``folder``'s report; with ``other``, that run's answers beside its own."""
     results, curves, record = _read(folder)
+    beside: dict[str, Any] = {}
     if other is not None:
-        second = _read(other)
-        for frames, name in (((results, curves), folder.name), (second[:2], other.name)):
-            for frame in frames:
-                frame["suite"] = f"{name}: " + frame["suite"].astype(str)
-        results, curves = (pd.concat(pair, ignore_index=True) for pair in ((results, second[0]), (curves, second[1])))
-        record = {**record, "other": second[2]}
+        run = import_module("reports.compare").Run
+        beside["other"] = run(other.resolve().name, *_read(other))
     with writing(folder):
-        import_module("reports.render").render(results, curves, record, folder)
-    return folder / "report" / "index.html"
+        return Path(import_module("reports.render").render(results, curves, record, folder, **beside))
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:

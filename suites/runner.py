@@ -22,6 +22,7 @@ from suites.worker import WRITE_FAILED, failure
 _POLL = 0.25
 _TOUCH_EVERY = 20.0
 _RESTARTS = 3
+_AT_FIRST_USE = ("torch._dynamo",)  # what a process's first optimiser loads, over a second of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ class _Run:
             self.server.preload(new)
 
     def _serve(self) -> ForkServer:
-        return ForkServer([*sorted(self.calls), *sorted(self.preloaded)], self.store.root / "workers.log")
+        late = _AT_FIRST_USE if "suites.federation" in self.plan.code else ()
+        return ForkServer([*sorted(self.calls), *sorted(self.preloaded), *late], self.store.root / "workers.log")
 
     def _restart(self) -> None:
         """The server was killed and its workers with it: begin their cells again, but not for ever."""

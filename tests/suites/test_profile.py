@@ -44,7 +44,7 @@ def test_calibration_is_left_out() -> None:
 
 
 def test_a_defense_that_fails_says_so_and_the_rest_is_measured(tmp_path) -> None:
-    text = "from suites.contracts import Defense\nclass Bad(Defense):\n    def model(self, net, secret):\n        raise ArithmeticError('no')\n"
+    text = "from suites.contracts import Defense\nclass Bad(Defense):\n    def model(self, net, secret): raise ArithmeticError('no')\n"
     (tmp_path / "bad.py").write_text(text)
     bad, good = profile.profile([f"{tmp_path}/bad.py:Bad", "fedavg"], WORK)
     assert bad.error == "ArithmeticError: no"

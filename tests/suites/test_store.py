@@ -148,6 +148,8 @@ def test_folders_that_cannot_be_written_are_one_sentence(tmp_path: Path, monkeyp
 
 def test_a_wrapped_full_disk_is_known_by_its_words(tmp_path: Path) -> None:
     assert "no space left" in (write_trouble(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path) or "")
+    assert "permission denied" in (write_trouble(PermissionError(errno.EACCES, "no"), tmp_path) or "")
+    assert "read-only" in (write_trouble(OSError(errno.EROFS, "no"), tmp_path) or "")
     assert write_trouble(RuntimeError("shape mismatch"), tmp_path) is None
     assert write_trouble(FileNotFoundError(2, "gone"), tmp_path) is None
 
