@@ -361,7 +361,8 @@ class Trial:
         if self.secret is None:
             raise Skip("this defense has no key")
         if isinstance(guess.value, Mapping):
-            first = next(record for record in self.evidence.rounds if record.probes or record.messages)
+            probed = [record for record in self.evidence.rounds if record.probes]
+            first = (probed or list(self.evidence.rounds))[0]  # the checkpoint at which a key attack reads its message
             width = bench.stack.prepare(bench.prepared.pool.x[:1], self.secret).shape[1]
             module = build(bench.task, bench.stack, width, bench.prepared.pool.classes, self.secret, stream("skeleton"))
             module.load_state_dict(first.broadcast)
