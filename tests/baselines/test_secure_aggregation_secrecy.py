@@ -84,7 +84,7 @@ def test_masked_messages_do_not_follow_the_updates_nor_one_another() -> None:
     "other",
     [
         lambda e: dataclasses.replace(e, round=1),
-        lambda e: dataclasses.replace(e, context=b"a probe"),
+        lambda e: dataclasses.replace(e, context=b"a probing it"),
         lambda e: dataclasses.replace(e, broadcast={**e.broadcast, "layer.bias": torch.full((3,), 1e-7)}),
         lambda e: dataclasses.replace(e, keys=exchange(5, draw=1).keys),
     ],
@@ -252,7 +252,7 @@ def test_a_site_opens_only_what_enough_others_voted_on() -> None:
     votes = [site.vote(range(5) if site.index < 3 else [0, 2, 3, 4]) for site in sites]
     with pytest.raises(Refusal, match="3 matching votes and needs 4"):
         sites[0].unmask(range(5), [], votes)
-    with pytest.raises(Refusal, match="another list of survivors"):
+    with pytest.raises(Refusal, match="voted on another list of survivors"):
         sites[1].unmask([0, 2, 3, 4], [1], votes)
     forged = [Vote(site, votes[0].signature) for site in range(5)]
     with pytest.raises(Refusal, match="2 matching votes"):

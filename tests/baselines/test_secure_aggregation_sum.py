@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 
@@ -20,6 +21,7 @@ from baselines.masking import fingerprint
 from baselines.secure_aggregation import STAGES, MaskedSum, SecureAggregation
 from baselines.transcript import load, save, total
 from suites.contracts import Federation, RequestError, Shape
+from suites.randomness import keys
 
 
 def dropouts(sites: int, counts: dict[str, int]) -> dict[int, str]:
@@ -160,17 +162,19 @@ def test_other_names_and_stages_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------------- shares and graph
 
 
-def test_any_threshold_shares_open_a_secret_and_fewer_do_not() -> None:
-    secret, randomness = bytes(range(224, 256)), bytes(range(96))
-    shares = shamir.split(secret, [1, 2, 5, 9], 3, randomness)
-    for left_out in shares:
-        assert shamir.join({holder: share for holder, share in shares.items() if holder != left_out}) == secret
-    two = dict(list(shares.items())[:2])
-    assert two[1] != two[2]
-    # Two shares fit every secret: with a third point chosen freely, another secret comes out of the same two shares.
-    assert shamir.join({**two, 5: (shares[5] + 1) % shamir.PRIME}) != secret
-    with pytest.raises(ValueError, match="random bytes"):
-        shamir.split(secret, [1, 2, 5], 3, randomness[:-1])
+@pytest.mark.parametrize("threshold", [2, 3, 5])
+def test_any_threshold_shares_open_a_secret_and_fewer_do_not(threshold: int) -> None:
+    secret, randomness = bytes(range(224, 256)), keys("shares", threshold).bytes(48 * (threshold - 1))
+    shares = shamir.split(secret, [1, 2, 5, 9, 10, 11], threshold, randomness)
+    for chosen in itertools.combinations(shares.items(), threshold):
+        assert shamir.join(dict(chosen)) == secret
+    for count in range(1, threshold):
+        for chosen in itertools.combinations(shares.items(), count):
+            with contextlib.suppress(ValueError):  # a value that is no 32 bytes is not the secret either
+                assert shamir.join(dict(chosen)) != secret
+    for bad in (randomness[:-1], randomness + b"x"):
+        with pytest.raises(ValueError, match="random bytes"):
+            shamir.split(secret, [1, 2, 5, 9, 10, 11], threshold, bad)
 
 
 def test_the_sharing_field_is_prime() -> None:
