@@ -23,6 +23,9 @@ def simulate(module: nn.Module, loss: Loss, target: Target, x: Tensor, y: Tensor
     fixed: Params = {name: buffer for name, buffer in module.named_buffers() if name not in target.params}
     fixed |= {name: value.detach() for name, value in target.params.items() if name not in named}
     start = {name: target.params[name].detach() for name in named}
+    # An attack may compute in double precision; the key's and the masks' buffers follow.
+    precision = next((value.dtype for value in start.values()), x.dtype)
+    fixed = {name: value.to(precision) if value.is_floating_point() else value for name, value in fixed.items()}
 
     def gradient(params: Params) -> Params:
         if clip is None:
