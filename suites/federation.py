@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -299,7 +299,9 @@ class _Run:
             source = keys(*self.assignments[r].defense_coordinates, "channel")
             context = digest(*self.assignments[r].defense_coordinates, kind.hex())
             exchange = Exchange(index, context, self.globals[r], tuple(source.child(kind.hex(), index, site) for site in participants))
-            return self.stack.channel.run(updates, weights, exchange)
+            sent = self.stack.channel.run(updates, weights, exchange)  # which numbers its sites from 0
+            messages = tuple(replace(m, site=participants[m.site]) for m in sent.messages)
+            return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors))
         total = sum(weights)
         combined = {
             name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value

@@ -235,6 +235,15 @@ def test_partial_participation_is_drawn_and_recorded(pool: Pool) -> None:
     assert len(set(present)) > 1
 
 
+def test_masked_messages_keep_their_sites_under_partial_participation(pool: Pool) -> None:
+    federation = Federation(rounds=6, participation=0.67, local=SGD)
+    masked = train(TASK, Stack([SecureAggregation()]), federation, pool, [assignment()])[0]
+    plain = train(TASK, Stack(), federation, pool, [assignment()])[0]
+    sites = [tuple(m.site for m in record.messages) for record in masked.rounds]
+    assert sites == [tuple(m.site for m in record.messages) for record in plain.rounds]
+    assert any(2 in present for present in sites)
+
+
 def test_streams_that_share_a_32_bit_seed_differ() -> None:
     """torch keeps 32 bits of a CPU seed; two streams set to seeds that agree there still differ, since the whole state is filled."""
     a, b = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5 + 2**32)
