@@ -14,12 +14,15 @@ from reports import words
 from reports.drawing import Picture
 from reports.page import Block, Section
 from reports.plots.compare import compared
-from reports.standing import headline, standing, threats, utilities
+from reports.standing import each, headline, standings, utilities
 from reports.stats import paired_difference
 from reports.tables import Table
 from reports.worst import WITHOUT
 
-_READING = "For each defense the filled mark is this run and the hollow one the other, with 95 % intervals over seeds; marks that coincide did not change."
+_READING = (
+    "For each defense the filled mark is this run and the hollow one the other, with 95 % intervals over seeds; "
+    "marks that coincide did not change."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,7 @@ def comparison(this: Run, other: Run) -> Section:
     blocks = [Block("text", f"This run is set beside the one in “{other.name}”.")]
     if len(table):
         alt = "; ".join(
-            f"{words.defense(r.defense)}, {r.measure}: {words.number(r.value)} against {words.number(r.other)}"
-            for r in table.itertuples(index=False)
+            f"{words.defense(r.defense)}, {r.measure}: {words.number(r.value)} against {words.number(r.other)}" for r in each(table)
         )
         blocks.append(Block("picture", Picture("comparison", "This run and the other", compared(table), _READING, alt)))
         blocks.append(Block("table", _table(table)))
@@ -66,7 +68,7 @@ def beside(this: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     run = run[(run["metric"] == metric) & (run["role"] == "utility")]
     if metric == headline(other):
         gaps = paired_difference(run, {"run": "this"}, {"run": "other"}, metric)
-        for gap in gaps.itertuples(index=False):
+        for gap in each(gaps):
             at = (both["defense"] == gap.defense) & (both["measure"] == words.metric(metric))
             both.loc[at, ["difference", "difference_low", "difference_high"]] = [gap.difference, gap.low, gap.high]
     return both
@@ -75,9 +77,9 @@ def beside(this: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 def _measured(results: pd.DataFrame) -> pd.DataFrame:
     metric = headline(results)
     parts = [utilities(results, metric).assign(measure=words.metric(metric))[["defense", "measure", "value", "low", "high"]]]
-    for goal, view, key in threats(results):
+    for (goal, view, key), stand in standings(results).items():
         if key == WITHOUT:
-            table = standing(results, goal, view, key).rename(columns={"leakage": "value", "leakage_low": "low", "leakage_high": "high"})
+            table = stand.rename(columns={"leakage": "value", "leakage_low": "low", "leakage_high": "high"})
             parts.append(
                 table.assign(measure=f"{goal} leakage, {words.VIEWS.get(view, view)}")[["defense", "measure", "value", "low", "high"]]
             )
@@ -90,13 +92,13 @@ def _table(table: pd.DataFrame) -> Table:
         {
             "Defense": table["defense"].map(words.defense),
             "measure": table["measure"],
-            "this run": [words.interval(r.value, r.low, r.high) for r in table.itertuples(index=False)],
-            "the other": [words.interval(r.other, r.other_low, r.other_high) for r in table.itertuples(index=False)],
+            "this run": [words.interval(r.value, r.low, r.high) for r in each(table)],
+            "the other": [words.interval(r.other, r.other_low, r.other_high) for r in each(table)],
             "difference": [
                 words.interval(r.difference, r.difference_low, r.difference_high)
                 if math.isfinite(r.difference)
                 else words.number(r.value - r.other)
-                for r in table.itertuples(index=False)
+                for r in each(table)
             ],
         }
     )

@@ -30,14 +30,15 @@ class Picture:
     figure: Figure
     reading: str
     alt: str
+    aside: bool = False  # of an adversary who holds some of the key: folded away in the page
 
 
 def save(picture: Picture, folder: Path) -> str:
     """Write ``picture`` as SVG, PDF and PNG (200 dots an inch, on white) and return it as SVG to be put into HTML."""
     with style.look():
         for kind, metadata in _METADATA.items():
-            ground = {"facecolor": "white"} if kind == "png" else {}
-            picture.figure.savefig(folder / f"{picture.name}.{kind}", format=kind, metadata=metadata, **ground)
+            ground = "white" if kind == "png" else "none"
+            picture.figure.savefig(folder / f"{picture.name}.{kind}", format=kind, metadata=metadata, facecolor=ground)
     return inline((folder / f"{picture.name}.svg").read_text(encoding="utf-8"), picture)
 
 
@@ -60,7 +61,8 @@ def inline(svg: str, picture: Picture) -> str:
     head = (
         f'<svg viewBox="{opening["box"]}" width="{4 / 3 * width:.0f}" height="{4 / 3 * height:.0f}" role="img" '
         f'aria-labelledby="{picture.name}-alt-title {picture.name}-alt-text" style="stroke-linejoin: round; stroke-linecap: butt">'
-        f'<title id="{picture.name}-alt-title">{escape(picture.title)}</title><desc id="{picture.name}-alt-text">{escape(picture.alt)}</desc>'
+        f'<title id="{picture.name}-alt-title">{escape(picture.title)}</title>'
+        f'<desc id="{picture.name}-alt-text">{escape(picture.alt)}</desc>'
     )
     return head + body.strip()
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from reports import words
+from reports import schema, words
 from reports.drawing import Picture
 from reports.plots import style
 from reports.plots.cost import cost
@@ -17,47 +17,63 @@ from reports.plots.key_curve import key_curve
 from reports.plots.plane import plane
 from reports.plots.reconstruction import reconstructions
 from reports.plots.roc import roc
-from reports.standing import cells, costs, openings, standing, threats, worst_profiles
+from reports.standing import Threat, cells, costs, each, openings, worst_profiles
+from reports.worst import WITHOUT
 
 SHOWN_COHORTS: Final = ("pbmc68k", "synthetic")  # embedded and generated: their records may be drawn
 
 _PLANE: Final = (
-    "Up is useful and left is private, so the best place is the upper left; a filled mark is measured, with 95 % intervals over seeds both ways, a hollow one is "
-    "what a claimed ε would still allow, an arrow means that a value lies beyond the edge, and no other defense beats those on the stepped line on both axes."
+    "Up is useful and left is private, so the best place is the upper left; a filled mark is measured, with 95 % "
+    "intervals over seeds both ways, a hollow one is "
+    "what a claimed ε would still allow, an arrow means that a value lies beyond the edge, and no other defense "
+    "beats those on the stepped line on both axes."
 )
 _HEAT: Final = (
-    "Dark means that the attack takes much (0 is what the controls reach, 1 is the truth), bold that its 95 % interval lies above the controls; hatched was skipped and "
+    "Dark means that the attack takes much (0 is what the controls reach, 1 is the truth), bold that its 95 % "
+    "interval lies above the controls; hatched was skipped and "
     "crossed failed, for the reason with the same letter below, and blank was not asked for."
 )
 _ROC: Final = (
-    "A line above the dashed diagonal tells members from others better than guessing, and its left end counts most, since there hardly anybody is accused wrongly; bands "
+    "A line above the dashed diagonal tells members from others better than guessing, and its left end counts most, "
+    "since there hardly anybody is accused wrongly; bands "
     "are 95 % intervals over seeds, the number is the area under the curve, and in the grey field there are too few non-members to tell."
 )
-_KEY: Final = "A key that protects lets the line fall to the dashed one (the largest class alone) everywhere left of 1; a line that stays up means that a wrong key opens the model."
+_KEY: Final = (
+    "A key that protects lets the line fall to the dashed one (the largest class alone) everywhere left of 1; a line "
+    "that stays up means that a wrong key opens the model."
+)
 _RECONSTRUCTION: Final = (
-    "Where the two strips look alike, and the dots lie on the diagonal, the attack has read this record; colours and axes count standard deviations from the public mean, "
+    "Where the two strips look alike, and the dots lie on the diagonal, the attack has read this record; colours and "
+    "axes count standard deviations from the public mean, "
     "so a pale strip is a guess that says nothing."
 )
 _COST: Final = "Shorter is cheaper; each axis starts at 0 and the dark line is the 95 % interval over seeds."
 
 
-def planes(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
+def planes(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame], prefix: str = "") -> list[Picture]:
     """One privacy–utility plane for each goal and threat that has anything to show."""
     marks = style.marks(results["defense"])
     made = []
-    for goal, view, key in threats(results):
-        table = standing(results, goal, view, key)
+    for (goal, view, key), table in stands.items():
         known = table[table["leakage"].notna() & table["utility"].notna()]
         if known.empty:
             continue
-        title = f"Utility against leakage. {words.GOALS.get(goal, goal)}: {words.threat(view, key)}"
+        title = f"Utility against leakage: {words.GOALS.get(goal, goal)}, {words.threat(view, key)}"
         alt = "; ".join(
-            f"{words.defense(r.defense)}: utility {words.number(r.utility)}, leakage {words.interval(r.leakage, r.leakage_low, r.leakage_high, 2)}"
+            f"{words.defense(r.defense)}: utility {words.number(r.utility)}, leakage "
+            f"{words.interval(r.leakage, r.leakage_low, r.leakage_high, 2)}"
             + (f", claims ε ≤ {r.epsilon:.3g}" if math.isfinite(r.epsilon) else "")
-            for r in known.itertuples(index=False)
+            for r in each(known)
         )
         made.append(
-            Picture(words.slug(prefix, "plane", goal, view, key), title, plane(results, goal, view, key, colours=marks), _PLANE, alt)
+            Picture(
+                words.slug(prefix, "plane", goal, view, key),
+                title,
+                plane(results, goal, view, key, colours=marks, stand=table),
+                _PLANE,
+                alt,
+                key != WITHOUT,
+            )
         )
     return made
 
@@ -84,8 +100,13 @@ def rocs(curves: pd.DataFrame, prefix: str = "") -> list[Picture]:
         for key in [k for k in keys if k != "wrong"] or keys:
             title = f"ROC of membership attacks: {words.threat(view, key)}"
             part = rows[(rows["view"] == view) & (rows["key"] == key)]
-            alt = f"Defenses: {', '.join(words.defense(d) for d in style.ordered(part['defense']))}. Attacks: {', '.join(words.attack(a) for a in sorted(part['attack'].unique()))}."
-            made.append(Picture(words.slug(prefix, "roc", view, key), title, roc(curves, view, key), _ROC, alt))
+            alt = (
+                f"Defenses: {', '.join(words.defense(d) for d in style.ordered(part['defense']))}. Attacks: "
+                f"{', '.join(words.attack(a) for a in sorted(part['attack'].unique()))}."
+            )
+            made.append(
+                Picture(words.slug(prefix, "roc", view, key), title, roc(curves, view, key), _ROC, alt, key not in schema.HEADLINE_KEYS)
+            )
     return made
 
 
@@ -94,9 +115,7 @@ def keys(results: pd.DataFrame, curves: pd.DataFrame, prefix: str = "") -> list[
     table = openings(results)
     if table.empty:
         return []
-    alt = "; ".join(
-        f"{words.defense(r.defense)}, {words.key(r.key)}: {words.interval(r.value, r.low, r.high)}" for r in table.itertuples(index=False)
-    )
+    alt = "; ".join(f"{words.defense(r.defense)}, {words.key(r.key)}: {words.interval(r.value, r.low, r.high)}" for r in each(table))
     figure = key_curve(results, curves, colours=style.marks(results["defense"]))
     return [Picture(words.slug(prefix, "key-curve"), "Utility that a key opens", figure, _KEY, alt)]
 
@@ -109,9 +128,7 @@ def records(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, An
     if profiles.empty:
         return []
     firsts = profiles.drop_duplicates("defense")
-    alt = "; ".join(
-        f"{words.defense(r.defense)}: {words.attack(r.attack)}, {words.threat(r.view, r.key)}" for r in firsts.itertuples(index=False)
-    )
+    alt = "; ".join(f"{words.defense(r.defense)}: {words.attack(r.attack)}, {words.threat(r.view, r.key)}" for r in each(firsts))
     return [
         Picture(
             words.slug(prefix, "reconstructions"),
@@ -137,5 +154,5 @@ def cost_picture(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
     if table.empty:
         return []
     seconds = table[table["measure"] == "training_seconds"]
-    alt = "Training time: " + "; ".join(f"{words.defense(r.defense)} {words.amount(r.value, 's')}" for r in seconds.itertuples(index=False))
+    alt = "Training time: " + "; ".join(f"{words.defense(r.defense)} {words.amount(r.value, 's')}" for r in each(seconds))
     return [Picture(words.slug(prefix, "cost"), "What a defense costs", cost(results, colours=style.marks(results["defense"])), _COST, alt)]

@@ -11,9 +11,11 @@ import pandas as pd
 
 from reports import gallery, schema, tables, verdict, words
 from reports.drawing import Picture
+from reports.standing import Threat, each, key_order, standings
+from reports.stats import summarise
 from reports.tables import Table
 
-Kind = Literal["text", "heading", "list", "flags", "terms", "code", "picture", "table"]
+Kind = Literal["text", "heading", "list", "flags", "terms", "code", "picture", "table", "file", "more"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +66,19 @@ _TITLES = {
     "flags": "Warnings",
     "again": "Do it again",
 }
+_KINDS = {"iid": "records spread at random (IID)", "dirichlet": "labels skewed (Dirichlet)"}
 _READING = [
     Block(
         "text",
-        "Leakage has one scale for every attack: 0 is what a guess reaches that looked at no message (the best control), 1 is the truth itself (the oracle). It is not clipped: "
-        "below 0 an attack does worse than guessing. A defense is judged by its worst attack, never by an average; the worst is chosen on some seeds and scored on the others.",
+        "Leakage has one scale for every attack: 0 is what a guess reaches that looked at no message (the best control), "
+        "1 is the truth itself (the oracle). It is not clipped: "
+        "below 0 an attack does worse than guessing. A defense is judged by its worst attack, never by an average; the "
+        "worst is chosen on some seeds and scored on the others.",
     ),
     Block(
         "text",
-        "A claim (ε, or “without the key the model is useless”) and a measurement are different things and stand in different columns: a claim bounds attacks that nobody has thought "
+        "A claim (ε, or “without the key the model is useless”) and a measurement are different things and stand in "
+        "different columns: a claim bounds attacks that nobody has thought "
         "of yet, a measurement is what these attacks did reach. Brackets are 95 % intervals over seeds; n counts seeds.",
     ),
 ]
@@ -82,29 +88,33 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
     def name(kind: str) -> str:
         return words.slug(prefix, kind)
 
-    said = verdict.verdict(results)
-    contradicted = verdict.contradictions(results)
+    stands, summary = standings(results), summarise(results)
+    said = verdict.verdict(results, stands)
+    contradicted = verdict.contradictions(stands)
     blocks: dict[str, list[Block]] = {
         "verdict": ([Block("flags", contradicted)] if contradicted else [])
-        + [Block("list", said) if said else Block("text", "No cell gave a number; see what was not measured below.")],
-        "planes": [*_pictures(gallery.planes(results, prefix)), *_tables(tables.leakage_table(results, name("leakage")))],
+        + [block for title, lines in said for block in (Block("heading", title), Block("list", lines))]
+        + ([] if said else [Block("text", "No cell gave a number; see what was not measured below.")]),
+        "planes": [*_pictures(gallery.planes(results, stands, prefix)), *_tables(tables.leakage_table(stands, name("leakage")))],
         "heat": _pictures(gallery.heat(results, prefix)),
         "membership": _pictures(gallery.rocs(curves, prefix))
-        + _tables(tables.attack_table(results, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"))),
+        + _tables(tables.attack_table(summary, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"))),
         "reconstruction": _pictures(gallery.records(results, curves, record, prefix))
         + _tables(
             tables.attack_table(
                 results, "reconstruction", ("r2", "cosine", "exact", "reidentified", "chance_reidentified"), name("reconstruction")
             )
         ),
-        "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, name("keys")),
+        "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),
         "utility": _tables(tables.utility_table(results, name("utility"))) if (results["role"] == "utility").any() else [],
-        "claims": _tables(tables.claims_table(results, name("claims"))),
+        "claims": _tables(tables.claims_table(results, stands, name("claims")))
+        + ([Block("list", sentences)] if (sentences := tables.claim_sentences(results)) else []),
         "costs": (_pictures(gallery.cost_picture(results, prefix)) + _tables(tables.cost_table(results, name("cost"))))
         if (results["role"] == "cost").any()
         else [],
-        "gaps": _tables(tables.missing_table(results, name("missing"))) + _unresolved(results),
+        "gaps": _tables(tables.missing_table(results, name("missing"))) + _unresolved(results) + _notes(stands),
         "flags": _flags(results),
+        "again": [Block("file", tables.scores_table(summary, name("scores")))],
     }
     if blocks["reconstruction"] and not gallery.drawable(record):
         blocks["reconstruction"].insert(
@@ -114,17 +124,20 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
 
 
 def _pictures(pictures: list[Picture]) -> list[Block]:
-    return [block for picture in pictures for block in (Block("heading", picture.title), Block("picture", picture))]
+    """Pictures of adversaries without the key first; those who hold some of it are folded away."""
+    with_key = [Block("picture", picture) for picture in pictures if picture.aside]
+    shown = [Block("picture", picture) for picture in pictures if not picture.aside]
+    return shown + ([Block("more", (f"Adversaries who hold some of the key ({len(with_key)} pictures)", with_key))] if with_key else [])
 
 
 def _tables(*given: Table | None) -> list[Block]:
     return [Block("table", table) for table in given if table is not None and len(table.shown)]
 
 
-def _keyed(results: pd.DataFrame, name: str) -> list[Block]:
+def _keyed(results: pd.DataFrame, summary: pd.DataFrame, name: str) -> list[Block]:
     defenses = [d for d in dict.fromkeys(results.loc[results["goal"] == "key", "defense"])]
     found = [line for defense in defenses for line in verdict.key_findings(results[results["defense"] == defense], defense)]
-    table = tables.attack_table(results, "key", ("opened", "opened_best", "leakage", "relative_error"), name)
+    table = tables.attack_table(summary, "key", ("opened", "opened_best", "leakage", "relative_error"), name)
     return ([Block("heading", "In numbers"), Block("list", found)] if found else []) + _tables(table)
 
 
@@ -137,6 +150,15 @@ def _unresolved(results: pd.DataFrame) -> list[Block]:
         metrics = ", ".join(dict.fromkeys(words.metric(m) for m in own["metric"]))
         lines.append(f"{metrics}: {reason} ({len(own)} numbers)")
     return [Block("heading", "Numbers that cannot be stated"), Block("list", lines)]
+
+
+def _notes(stands: Mapping[Threat, pd.DataFrame]) -> list[Block]:
+    """What to know about a worst case that does have a number: attacks that broke, a single seed."""
+    lines = []
+    for (goal, view, key), table in stands.items():
+        for row in each(table[table["leakage"].notna() & (table["note"] != "")]):
+            lines.append(f"{words.GOALS.get(goal, goal)}, {words.threat(view, key)}, {words.defense(row.defense)}: {row.note}")
+    return [Block("heading", "Worst cases to read with care"), Block("list", lines)] if lines else []
 
 
 def _flags(results: pd.DataFrame) -> list[Block]:
@@ -161,7 +183,7 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> list[tuple
     cohort = dict(record.get("cohort") or {})
     views = [v for v in words.SEES if v in set(results["view"])]
     terms = [("Who looks", "; ".join(words.SEES[v] for v in views) or words.MISSING)]
-    held = sorted(set(results.loc[results["goal"].isin(schema.GOALS), "key"]), key=lambda k: (k.startswith("partial"), k))
+    held = sorted(set(results.loc[results["goal"].isin(schema.GOALS), "key"]), key=key_order)
     terms.append(("What key they hold", "; ".join(words.key(k) for k in held) or words.MISSING))
     unit = (
         dict(request.get("split") or {}).get("unit")
@@ -177,7 +199,7 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> list[tuple
         sites = (
             "by a column of the data"
             if partition.get("kind") == "column"
-            else f"{partition.get('sites', '?')} sites, {partition.get('kind', '?')}"
+            else f"{partition.get('sites', '?')} sites, {_KINDS.get(str(partition.get('kind')), '?')}"
         )
         terms.append(("Sites", sites + (f", α {partition.get('alpha')}" if partition.get("kind") == "dirichlet" else "")))
     federation = dict(request.get("federation") or {})
@@ -186,7 +208,8 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> list[tuple
         terms.append(
             (
                 "Federation",
-                f"{federation.get('rounds', '?')} rounds of {local.get('epochs', '?')} local epochs, batch {local.get('batch', '?')}, {local.get('optimiser', '?')} at {local.get('lr', '?')}; "
+                f"{federation.get('rounds', '?')} rounds of {local.get('epochs', '?')} local epochs, batch "
+                f"{local.get('batch', '?')}, {local.get('optimiser', '?')} at {local.get('lr', '?')}; "
                 f"model of the {'last round' if federation.get('selection') == 'last' else 'round chosen on validation records'}",
             )
         )
@@ -234,8 +257,10 @@ def _data(results: pd.DataFrame, request: Mapping[str, Any], cohort: Mapping[str
 def limits_in_words(results: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
     """What this report cannot say."""
     said = [
-        "Attacks only ever give lower bounds: a stronger one, a larger budget or more background knowledge may take more than is shown here.",
-        "The adversary's background knowledge is the auxiliary part of the same cohort; in the world it may be nearer to the target, or farther.",
+        "Attacks only ever give lower bounds: a stronger one, a larger budget or more background knowledge may take more "
+        "than is shown here.",
+        "The adversary's background knowledge is the auxiliary part of the same cohort; in the world it may be nearer to "
+        "the target, or farther.",
         "The referee follows the protocol: nobody lies about what is broadcast or sent, unless a threat is called active.",
     ]
     seeds = results["seed"].nunique() if len(results) else 0
@@ -243,7 +268,8 @@ def limits_in_words(results: pd.DataFrame, record: Mapping[str, Any]) -> list[st
         said.append(f"{seeds} seed{'s are' if seeds > 1 else ' is'} few: intervals over seeds are wide and rest on Student's t.")
     if dict(dict(record.get("request") or {}).get("split") or {}).get("unit") == "record":
         said.append(
-            "Records, not persons, are the unit: where a person has several records, that person's membership is easier to tell than a record's."
+            "Records, not persons, are the unit: where a person has several records, that person's membership is easier to "
+            "tell than a record's."
         )
     if schema.upper_bound(results).any():
         said.append("Rows of an attack that read the truth are upper bounds; they are drawn as controls at most and enter no headline.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from reports.compare import Run, comparison
 from reports.page import Block, Section
 
 FOLDER = "report"
+_RANGE = re.compile(r"\[[^\[\]]*\d[^\[\]]*, [^\[\]]*\]")
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -93,8 +95,6 @@ def load(folder: Path) -> Run:
 
 def _write(folder: Path, parts: list[Section], results: pd.DataFrame, record: Mapping[str, Any]) -> None:
     shown = [Section(part.name, part.title, [_placed(block, folder) for block in part.blocks]) for part in parts]
-    if len(results):
-        tables.save(tables.scores_table(results, "scores"), folder / "tables")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -110,8 +110,10 @@ def _placed(block: Block, folder: Path) -> Block:
     if block.kind == "picture":
         svg = Markup(drawing.save(block.value, folder / "figures"))
         return Block("picture", {"name": block.value.name, "title": block.value.title, "reading": block.value.reading, "svg": svg})
-    if block.kind == "table":
+    if block.kind in {"table", "file"}:
         tables.save(block.value, folder / "tables")
+    if block.kind == "more":
+        return Block("more", (block.value[0], [_placed(inner, folder) for inner in block.value[1]]))
     return block
 
 
@@ -125,10 +127,6 @@ def _subtitle(results: pd.DataFrame) -> str:
 
 
 def ranged(value: object) -> Markup:
-    """A cell's text with its interval set back: ``0.81 [0.79, 0.83]``."""
-    text = str(value)
-    head, bracket, tail = text.partition(" [")
-    if not bracket or "]" not in tail:
-        return escape(text)
-    inside, _, rest = tail.partition("]")
-    return Markup('{} <span class="range">[{}]</span>{}').format(head, inside, rest)
+    """A text with its intervals set back: ``0.81 [0.79, 0.83]``."""
+    safe = str(escape(str(value)))
+    return Markup(_RANGE.sub(r'<span class="range">\g<0></span>', safe))  # escaped in the line above

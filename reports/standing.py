@@ -6,6 +6,7 @@ All take a results table (``reports.schema``) of one task and one cohort; interv
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +36,10 @@ _COST_NAMES: Final = {  # as other tables may call them
     "training_flop": "flop",
     "bytes_per_round": "bytes_up_per_round",
 }
+WRONG_KEYS: Final = "open_with_wrong_keys"
+NOT_ASKED: Final = "no attack was asked for"
+Threat = tuple[str, str, str]  # goal, view, key
+_SUFFIXES: Final = (("value", ""), ("low", "_low"), ("high", "_high"), ("n", "_n"))
 _PROFILE: Final = ("defense", "attack", "view", "key", "feature", "truth", "guess")
 
 
@@ -53,6 +58,11 @@ class Cell:
     high: float
     n: int
     reason: str
+
+
+def each(table: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a table, a column an attribute."""
+    return iter(table.itertuples(index=False))
 
 
 def headline(results: pd.DataFrame) -> str:
@@ -82,7 +92,7 @@ def limits(results: pd.DataFrame) -> tuple[float, float, float, str]:
     return float(values.min()) - 1.4 * pad, float(values.max()) + pad, floor, metric
 
 
-def threats(results: pd.DataFrame) -> list[tuple[str, str, str]]:
+def threats(results: pd.DataFrame) -> list[Threat]:
     """Every (goal, view, key) that was asked for; the key "without" stands for an adversary who has none of it (none or wrong)."""
     rows = results[results["goal"].isin(schema.GOALS) & (results["role"] == "score")]
     keys = rows["key"].where(~rows["key"].isin(schema.HEADLINE_KEYS), WITHOUT)
@@ -90,33 +100,46 @@ def threats(results: pd.DataFrame) -> list[tuple[str, str, str]]:
     return sorted(found, key=lambda t: (schema.GOALS.index(t[0]), schema.VIEWS.index(t[1]), key_order(t[2])))
 
 
+def standings(results: pd.DataFrame) -> dict[Threat, pd.DataFrame]:
+    """``standing`` of every (goal, view, key) of the table, at the price of one."""
+    use = utilities(results, headline(results)).set_index("defense")
+    worst = worst_case(results).set_index(["goal", "view", "defense", "key"])
+    promised = claims(results).set_index("defense")
+    names = ordered(results["defense"])
+    return {threat: pd.DataFrame([_stand(name, threat, use, worst, promised) for name in names]) for threat in threats(results)}
+
+
 def standing(results: pd.DataFrame, goal: str, view: str, key: str) -> pd.DataFrame:
     """One row a defense under one threat.
 
     Columns: defense; utility, utility_low, utility_high, utility_n (headline metric); leakage, leakage_low, leakage_high, leakage_n and
     the worst ``attack`` with its ``attack_key`` (chosen on some seeds, scored on others); ``n_attacks``; ``held``, the key of the rows that
-    were used: a defense without a key is judged by its rows without one; epsilon, delta (claims, the maximum over sites); ``note``, why there
-    is no leakage or what to know about it. ``n`` counts seeds.
+    were used: a defense without a key is judged by its rows without one; epsilon, delta (claims, the maximum over sites); ``note``, why
+    there is no leakage or what to know about it. ``n`` counts seeds. A threat that nobody asked for gives rows without leakage.
     """
     use = utilities(results, headline(results)).set_index("defense")
-    worst = worst_case(results[(results["goal"] == goal) & (results["view"] == view)]).set_index(["defense", "key"])
+    asked = (results["goal"] == goal) & (results["view"] == view)
+    worst = worst_case(results[asked]).set_index(["goal", "view", "defense", "key"])
     promised = claims(results).set_index("defense")
-    rows = []
-    for name in ordered(results["defense"]):
-        held = key if (name, key) in worst.index and worst.at[(name, key), "status"] != "skipped" else WITHOUT
-        row: dict[str, Any] = {"defense": name, "held": held}
-        for column in ("value", "low", "high", "n"):
-            row["utility" + ("" if column == "value" else f"_{column}")] = use.at[name, column] if name in use.index else NAN
-        if (name, held) in worst.index:
-            case = worst.loc[(name, held)]
-            row |= {"leakage": case["leakage"], "leakage_low": case["low"], "leakage_high": case["high"], "leakage_n": case["n_seeds"]}
-            row |= {"attack": case["attack"], "attack_key": case["attack_key"], "n_attacks": case["n_attacks"], "note": case["reason"]}
-        else:
-            row |= {"leakage": NAN, "leakage_low": NAN, "leakage_high": NAN, "leakage_n": 0}
-            row |= {"attack": "", "attack_key": "", "n_attacks": 0, "note": "no attack was asked for"}
-        row |= {what: float(promised.at[name, what]) if name in promised.index else NAN for what in ("epsilon", "delta")}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_stand(name, (goal, view, key), use, worst, promised) for name in ordered(results["defense"])])
+
+
+def _stand(name: str, threat: Threat, use: pd.DataFrame, worst: pd.DataFrame, promised: pd.DataFrame) -> dict[str, Any]:
+    goal, view, key = threat
+    at = (goal, view, name, key)
+    held = key if at in worst.index and str(worst.loc[[at]].iloc[0]["status"]) != "skipped" else WITHOUT
+    row: dict[str, Any] = {"defense": name, "held": held}
+    utility: Any = use.loc[name] if name in use.index else {}
+    claim: Any = promised.loc[name] if name in promised.index else {}
+    row |= {"utility" + suffix: utility.get(column, NAN) for column, suffix in _SUFFIXES}
+    row |= {what: float(claim.get(what, NAN)) for what in ("epsilon", "delta")}
+    at = (goal, view, name, held)
+    if at not in worst.index:
+        empty = {"leakage": NAN, "leakage_low": NAN, "leakage_high": NAN, "leakage_n": 0}
+        return row | empty | {"attack": "", "attack_key": "", "n_attacks": 0, "note": NOT_ASKED}
+    case: Any = worst.loc[[at]].iloc[0]
+    row |= {"leakage": case["leakage"], "leakage_low": case["low"], "leakage_high": case["high"], "leakage_n": case["n_seeds"]}
+    return row | {"attack": case["attack"], "attack_key": case["attack_key"], "n_attacks": case["n_attacks"], "note": case["reason"]}
 
 
 def claims(results: pd.DataFrame) -> pd.DataFrame:
@@ -146,33 +169,41 @@ def claims(results: pd.DataFrame) -> pd.DataFrame:
 def cells(results: pd.DataFrame) -> list[Cell]:
     """Every attack × threat × defense that has a row, controls left out."""
     rows = results[results["goal"].isin(schema.GOALS) & (results["role"] == "score")]
-    found = []
     keys = ["goal", "attack", "view", "key", "defense"]
-    for at, own in rows.groupby(keys, sort=False):
-        failed, skipped = own[own["status"] == "failed"], own[own["status"] == "skipped"]
-        scored = own[(own["status"] == "ok") & (own["metric"] == "leakage")]
+    scored = rows[(rows["status"] == "ok") & (rows["metric"] == "leakage")]
+    means: dict[Any, Any] = {tuple(row[:5]): row[5:] for row in _over_seeds(scored, keys).itertuples(index=False, name=None)}
+    found = []
+    for at, own in rows[(rows["status"] != "ok") | (rows["metric"] == "leakage")].groupby(keys, sort=False):
+        value, low, high, n = means.get(at, (NAN, NAN, NAN, 0))
+        failed, ok = own[own["status"] == "failed"], own[own["status"] == "ok"]
         if len(failed):
-            status, reason = "failed", f"failed on {failed['seed'].nunique()} seed(s): {failed['reason'].iloc[0]}"
-        elif scored.empty and len(skipped):
-            status, reason = "skipped", str(skipped["reason"].iloc[0])
-        elif scored.empty:
-            continue
+            reason = f"failed on {failed['seed'].nunique()} of {own['seed'].nunique()} seeds: {failed['reason'].iloc[0]}"
         else:
-            status = "ok"
-            odd = scored[schema.upper_bound(scored) | scored["value"].isna()]
+            odd = own[(own["status"] == "skipped") | schema.upper_bound(own) | own["value"].isna()]
             reason = str(odd["reason"].iloc[0]) if len(odd) else ""
-        over = _over_seeds(scored, [])
-        value, low, high, n = over.loc[0, ["value", "low", "high", "n"]] if len(over) else (NAN, NAN, NAN, 0)
-        found.append(Cell(*(str(part) for part in at), status=status, mean=value, low=low, high=high, n=int(n), reason=reason))
+        status = "ok" if len(ok) else "failed" if len(failed) else "skipped"
+        goal, attack, view, key, defense = (str(part) for part in at)
+        found.append(Cell(goal, attack, view, key, defense, status, value, low, high, int(n), reason))
     return sorted(found, key=lambda c: (schema.GOALS.index(c.goal), c.attack, schema.VIEWS.index(c.view), key_order(c.key)))
 
 
 def openings(results: pd.DataFrame) -> pd.DataFrame:
-    """Defense, key, value, low, high, n: the utility that each held key opens."""
+    """Defense, key, value, low, high, n: the utility that each key opens. ``key`` is the one that was tried, whatever threat allowed it."""
     rows = results[
         (results["goal"] == "key") & (results["metric"] == "opened") & (results["status"] == "ok") & (results["role"] == "score")
     ]
-    return _over_seeds(rows, ["defense", "key"])
+    tried = [_tried(attack, key) for attack, key in zip(rows["attack"], rows["key"], strict=True)]
+    rows = rows.assign(tried=tried, many=rows["attack"].eq(WRONG_KEYS) & pd.Series(tried, index=rows.index).eq("wrong"))
+    rows = rows[rows["many"] | ~rows.groupby(["defense", "tried"])["many"].transform("any")]  # twenty wrong keys rather than one
+    return _over_seeds(rows, ["defense", "tried"]).rename(columns={"tried": "key"})
+
+
+def _tried(attack: str, key: str) -> str:
+    """An attack may open the model with less than the threat allows."""
+    head = attack.partition(":")[0]
+    if head == "open_without_key":
+        return "none"
+    return "wrong" if head == WRONG_KEYS or (head == "open_with_held_key" and key == "none") else key
 
 
 def costs(results: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +223,7 @@ def worst_profiles(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     worst = worst_case(results[results["goal"] == "reconstruction"])
     worst = worst[(worst["key"] == WITHOUT) & worst["leakage"].notna()].sort_values("leakage", ascending=False, kind="stable")
     parts = []
-    for case in worst.drop_duplicates("defense").itertuples(index=False):
+    for case in each(worst.drop_duplicates("defense")):
         at = {"defense": case.defense, "attack": case.attack, "view": case.view, "key": case.attack_key}
         own = drawn[np.logical_and.reduce([drawn[name] == value for name, value in at.items()])]
         if own.empty:
@@ -207,14 +238,12 @@ def worst_profiles(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 def _over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean over seeds with its interval (``reports.intervals.over_seeds``); ``n`` counts seeds."""
+    held = rows.groupby([*by, "seed"], sort=False)[["value", "low", "high"]].mean().reset_index()
     found = []
-    groups: Any = rows.groupby(by, sort=False) if by else [((), rows)] if len(rows) else []
-    for at, own in groups:
-        held = own.groupby("seed")[["value", "low", "high"]].mean()
-        held = held[np.isfinite(held["value"])]
-        low, high = over_seeds(held["value"], held["low"], held["high"])
-        value = float(held["value"].mean()) if len(held) else NAN
-        found.append({**dict(zip(by, at, strict=True)), "value": value, "low": low, "high": high, "n": len(held)})
+    for at, own in held.groupby(by, sort=False):
+        seeds = own.loc[np.isfinite(own["value"]), ["value", "low", "high"]].to_numpy(float)
+        low, high = over_seeds(seeds[:, 0], seeds[:, 1], seeds[:, 2])
+        found.append((*at, float(seeds[:, 0].mean()) if len(seeds) else NAN, low, high, len(seeds)))
     return pd.DataFrame(found, columns=[*by, "value", "low", "high", "n"])
 
 

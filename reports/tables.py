@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,8 +12,8 @@ import pandas as pd
 
 from reports import words
 from reports.plots.plane import allowed
-from reports.standing import COSTS, NAN, claims, costs, standing, threats, utilities
-from reports.stats import summarise
+from reports.plots.style import ordered
+from reports.standing import COSTS, NAN, Threat, claims, costs, each, utilities
 from reports.worst import WITHOUT
 
 _TEX: Final = {
@@ -28,8 +28,9 @@ _TEX: Final = {
     "^": r"\textasciicircum{}",
 }
 _TEX_SIGNS: Final = {
-    "\\": r"\textbackslash{}", "ε": r"$\varepsilon$", "δ": r"$\delta$", "σ": r"$\sigma$", "≤": r"$\leq$", "\N{MINUS SIGN}": "$-$", "–": "--", "²": "$^2$", "·": r"$\cdot$", "\N{NO-BREAK SPACE}": "~",
-    "×": r"$\times$", "µ": r"$\mu$", "₀": "$_0$",
+    "\\": r"\textbackslash{}", "ε": r"$\varepsilon$", "δ": r"$\delta$", "σ": r"$\sigma$", "≤": r"$\leq$",
+    "\N{MINUS SIGN}": "$-$", "–": "--", "²": "$^2$", "·": r"$\cdot$",
+    "\N{NO-BREAK SPACE}": "~",     "×": r"$\times$", "µ": r"$\mu$", "₀": "$_0$",
 } | {sign: f"$^{{{plain}}}$" for sign, plain in zip("⁻⁰¹³⁴⁵⁶⁷⁸⁹", "-013456789", strict=True)}  # fmt: skip
 
 
@@ -55,7 +56,8 @@ def tex(table: Table) -> str:
     spec = "".join("r" if column in table.numeric else "l" for column in table.shown.columns)
     lines = [_tex_row(table.shown.columns), r"\midrule", *(_tex_row(row) for row in table.shown.itertuples(index=False, name=None))]
     body = "\n".join(lines)
-    return f"\\begin{{table}}\n\\caption{{{_tex(table.caption)}}}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+    head = f"\\begin{{table}}\n\\caption{{{_tex(table.caption)}}}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n"
+    return f"{head}{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
 
 
 def _tex_row(values: Iterable[Any]) -> str:
@@ -88,15 +90,12 @@ def utility_table(results: pd.DataFrame, name: str) -> Table:
     return Table(name, "Utility on test records, mean over seeds with 95 % intervals", data, shown, tuple(shown.columns[1:]))
 
 
-def leakage_table(results: pd.DataFrame, name: str) -> Table:
+def leakage_table(stands: Mapping[Threat, pd.DataFrame], name: str) -> Table:
     """Worst-case leakage of every defense under every threat that was asked for."""
     parts, columns = [], {}
-    for goal, view, key in threats(results):
-        part = standing(results, goal, view, key)
+    for (goal, view, key), part in stands.items():
         parts.append(part.assign(goal=goal, view=view, key=key))
-        columns[f"{words.GOALS.get(goal, goal)}: {words.threat(view, key)}"] = {
-            row.defense: _leak(row) for row in part.itertuples(index=False)
-        }
+        columns[f"{words.GOALS.get(goal, goal)}: {words.threat(view, key)}"] = {row.defense: _leak(row) for row in each(part)}
     data = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     names = list(dict.fromkeys(data["defense"])) if len(data) else []
     shown = pd.DataFrame(
@@ -106,47 +105,39 @@ def leakage_table(results: pd.DataFrame, name: str) -> Table:
     return Table(name, caption, data, shown)
 
 
-def claims_table(results: pd.DataFrame, name: str) -> Table | None:
+def claims_table(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame], name: str) -> Table | None:
     """What a defense promises beside what was measured; None where nobody promises a number."""
     held = claims(results)
     if held.empty:
         return None
     measured = {
-        goal: [
-            (view, standing(results, goal, view, WITHOUT).set_index("defense"))
-            for g, view, k in threats(results)
-            if g == goal and k == WITHOUT
-        ]
+        goal: [table.set_index("defense") for (what, _, key), table in stands.items() if what == goal and key == WITHOUT]
         for goal in ("membership", "reconstruction")
     }
     rows, shown = [], []
-    for row in held.itertuples(index=False):
+    for row in each(held):
         ceiling = allowed(row.epsilon, row.delta if math.isfinite(row.delta) else 0.0) if math.isfinite(row.epsilon) else NAN
-        found = {
-            "defense": row.defense,
-            "epsilon": row.epsilon,
-            "delta": row.delta,
-            "per_site": " ".join(f"{v:.6g}" for v in row.per_site),
-            "allowed_leakage": ceiling,
-        }
-        seen = {"Defense": words.defense(row.defense), "claimed ε, maximum over sites": words.number(row.epsilon, 2)}
-        seen |= {"claimed ε per site": ", ".join(words.number(v, 2) for v in row.per_site) or words.MISSING}
-        seen |= {"membership leakage this allows": "≤ " + words.number(ceiling) if math.isfinite(ceiling) else words.MISSING}
+        sites = " ".join(f"{value:.6g}" for value in row.per_site)
+        found = {"defense": row.defense, "epsilon": row.epsilon, "delta": row.delta, "per_site": sites, "allowed_leakage": ceiling}
+        seen = {"Defense": words.defense(row.defense), "claimed ε (maximum)": words.number(row.epsilon, 2)}
+        seen["at each site"] = ", ".join(words.number(value, 2) for value in row.per_site) or words.MISSING
+        seen["allows membership leakage"] = "≤ " + words.number(ceiling) if math.isfinite(ceiling) else words.MISSING
         for goal, views in measured.items():
-            worst = max(
-                (table.loc[row.defense] for _, table in views if math.isfinite(table.at[row.defense, "leakage"])),
-                key=lambda r: r["leakage"],
-                default=None,
-            )
-            found |= {f"{goal}_{c}": NAN if worst is None else worst[c] for c in ("leakage", "leakage_low", "leakage_high")}
-            seen[f"measured {goal} leakage"] = (
-                words.MISSING if worst is None else words.interval(worst["leakage"], worst["leakage_low"], worst["leakage_high"])
-            )
-        rows.append(found)
-        shown.append(seen | {"in words": row.words or words.MISSING})
+            cases: list[Any] = [table.loc[row.defense] for table in views]
+            worst = max((case for case in cases if math.isfinite(case["leakage"])), key=lambda case: float(case["leakage"]), default=None)
+            ends = (NAN, NAN, NAN) if worst is None else (worst["leakage"], worst["leakage_low"], worst["leakage_high"])
+            found |= dict(zip((f"{goal}_leakage", f"{goal}_leakage_low", f"{goal}_leakage_high"), ends, strict=True))
+            seen[f"measured {goal} leakage"] = words.interval(*ends)
+        rows.append(found | {"words": row.words})
+        shown.append(seen)
     caption = "Claims beside measurements. A claim bounds every attack there could be; a measurement is what these attacks did reach"
     frame = pd.DataFrame(shown)
-    return Table(name, caption, pd.DataFrame(rows), frame, tuple(c for c in frame.columns if c not in {"Defense", "in words"}))
+    return Table(name, caption, pd.DataFrame(rows), frame, tuple(c for c in frame.columns if c != "Defense"))
+
+
+def claim_sentences(results: pd.DataFrame) -> list[str]:
+    """What each defense promises, in its own words."""
+    return [f"{words.defense(row.defense)}: {row.words}" for row in each(claims(results)) if row.words]
 
 
 def cost_table(results: pd.DataFrame, name: str) -> Table:
@@ -161,34 +152,28 @@ def cost_table(results: pd.DataFrame, name: str) -> Table:
     return Table(name, "Cost of training one federation, mean over seeds", data, shown, tuple(shown.columns[1:]))
 
 
-def scores_table(results: pd.DataFrame, name: str) -> Table:
-    """All means over seeds, one row a defense, attack, threat and metric: the long form of everything in the report."""
-    data = summarise(results)
-    data = data[data["status"] == "ok"]
+def scores_table(summary: pd.DataFrame, name: str) -> Table:
+    """All means over seeds (``reports.stats.summarise``), one row a defense, attack, threat and metric: the long form."""
     columns = ["defense", "attack", "goal", "view", "key", "metric", "value", "low", "high", "n", "n_seeds", "role", "reason"]
-    return Table(name, "Every metric of every attack, mean over seeds", data[columns], data[columns].astype(str))
+    data = summary.loc[summary["status"] == "ok", columns].reset_index(drop=True)
+    shown = data.drop(columns="reason").assign(**{c: [words.number(v, 4) for v in data[c]] for c in ("value", "low", "high")})
+    return Table(name, "Every metric of every attack, mean over seeds", data, shown.astype(str), ("value", "low", "high", "n", "n_seeds"))
 
 
-def attack_table(results: pd.DataFrame, goal: str, metrics: tuple[str, ...], name: str) -> Table | None:
+def attack_table(summary: pd.DataFrame, goal: str, metrics: tuple[str, ...], name: str) -> Table | None:
     """Some metrics of every attack and control of one goal, a row a defense, attack and threat."""
-    rows = results[(results["goal"] == goal) & results["metric"].isin(metrics) & (results["status"] == "ok")]
-    if rows.empty:
+    data = summary[(summary["goal"] == goal) & summary["metric"].isin(metrics) & (summary["status"] == "ok")]
+    if data.empty:
         return None
-    data = summarise(rows)
     present = [m for m in metrics if m in set(data["metric"])]
     shown = []
     for (defense, attack, view, key), own in data.groupby(["defense", "attack", "view", "key"], sort=False):
         line = {"Defense": words.defense(str(defense)), "attack": words.attack(str(attack)), "threat": words.threat(str(view), str(key))}
-        own = own.drop_duplicates("metric").set_index("metric")
-        shown.append(line | {words.metric(m): _reasoned(own, m) for m in present})
+        held = own.drop_duplicates("metric").set_index("metric")
+        shown.append(line | {words.metric(m): _reasoned(held, m) for m in present})
     frame = pd.DataFrame(shown)
-    return Table(
-        name,
-        f"{words.GOALS.get(goal, goal)}: every attack and control, mean over seeds with 95 % intervals",
-        data,
-        frame,
-        tuple(frame.columns[3:]),
-    )
+    caption = f"{words.GOALS.get(goal, goal)}: every attack and control, mean over seeds with 95 % intervals"
+    return Table(name, caption, data, frame, tuple(frame.columns[3:]))
 
 
 def missing_table(results: pd.DataFrame, name: str) -> Table | None:
@@ -201,15 +186,13 @@ def missing_table(results: pd.DataFrame, name: str) -> Table | None:
         attacks = ", ".join(words.attack(a) for a in dict.fromkeys(own["attack"]) if a) or "training"
         defenses = ", ".join(words.defense(d) for d in dict.fromkeys(own["defense"]))
         held = own[["view", "key"]].drop_duplicates()
-        where = "; ".join(words.threat(v, k) for v, k in held.itertuples(index=False) if v)
+        where = "; ".join(words.threat(v, k) for v, k in each(held) if v)
         found.append({"status": status, "attack": attacks, "threat": where, "defense": defenses, "reason": reason, "cells": len(own)})
     data = pd.DataFrame(found)
     return Table(name, "Skipped and failed cells, by reason", data, data.astype(str), ("cells",))
 
 
 def _in_order(data: pd.DataFrame) -> list[str]:
-    from reports.plots.style import ordered
-
     return ordered(data["defense"])
 
 
@@ -218,7 +201,7 @@ def _stated(own: pd.DataFrame, metric: str) -> str:
 
 
 def _reasoned(own: pd.DataFrame, metric: str) -> str:
-    if metric in own.index and not math.isfinite(own.at[metric, "value"]) and "not resolvable" in str(own.at[metric, "reason"]):
+    if metric in own.index and pd.isna(own["value"][metric]) and "not resolvable" in str(own.at[metric, "reason"]):
         return "not resolvable"
     return _stated(own, metric)
 
@@ -237,6 +220,6 @@ def _amount(own: pd.DataFrame, measure: str) -> str:
     if measure not in own.index:
         return words.MISSING
     unit = COSTS[measure][1] if measure in COSTS else ""
-    value, low, high = own.loc[measure, ["value", "low", "high"]]
+    value, low, high = (float(own[column][measure]) for column in ("value", "low", "high"))
     exact = not (math.isfinite(low) and high > low)
     return words.amount(value, unit) + ("" if exact else f" [{words.amount(max(low, 0.0), unit)}, {words.amount(high, unit)}]")

@@ -7,48 +7,57 @@ told from guessing, at the budget they had.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from reports import schema, words
 from reports.plots.plane import allowed, front
-from reports.standing import headline, limits, openings, standing, threats, utilities
+from reports.plots.style import ordered
+from reports.standing import NOT_ASKED, WRONG_KEYS, Threat, each, headline, limits, openings, standings, utilities
 from reports.stats import paired_difference
 from reports.worst import WITHOUT
 
 REFERENCE = "fedavg"  # no defense at all
+Said = tuple[str, list[str]]  # a title and its sentences
 
 
-def verdict(results: pd.DataFrame) -> list[str]:
-    """Sentences on utility, on each goal under each threat without the key, and on what stands out; empty without any result."""
+def verdict(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame] | None = None) -> list[Said]:
+    """What there is to say on utility, on each goal under each threat without the key, and on each key; empty without any result."""
+    stands = standings(results) if stands is None else stands
     said = _utility(results)
-    for goal, view, key in threats(results):
-        if key == WITHOUT:
-            said += _leakage(results, goal, view)
-    return said + _keys(results) + _front(results)
+    for (goal, view, key), table in stands.items():
+        if key == WITHOUT and (table["note"] != NOT_ASKED).any():
+            said.append(_leakage(table, goal, view))
+    for name in ordered(openings(results)["defense"]):
+        if found := key_findings(results, name):
+            said.append((f"The key of {words.defense(name)}", found))
+    return said
 
 
-def _utility(results: pd.DataFrame) -> list[str]:
+def _utility(results: pd.DataFrame) -> list[Said]:
     metric = headline(results)
     table = utilities(results, metric)
     if table.empty:
         return []
     _, _, floor, _ = limits(results)
-    alone = f" The largest class alone gives {words.number(floor)}." if math.isfinite(floor) else ""
+    alone = f"; the largest class alone gives {words.number(floor)}" if math.isfinite(floor) else ""
     if REFERENCE not in set(table["defense"]):
         best = table.sort_values("value", ascending=False, kind="stable").iloc[0]
-        return [f"Most useful is {words.defense(best['defense'])} with {words.metric(metric)} {_with_seeds(best)}.{alone}"]
+        return [("Utility", [f"Most useful is {words.defense(best['defense'])}: {words.metric(metric)} {_with_seeds(best)}{alone}."])]
     base = table[table["defense"] == REFERENCE].iloc[0]
     gaps = paired(results, REFERENCE, metric)
-    worse = [f"{words.defense(g.defense)} {_signed(g)}" for g in gaps.itertuples(index=False) if g.high < 0]
-    better = [f"{words.defense(g.defense)} {_signed(g)}" for g in gaps.itertuples(index=False) if g.low > 0]
-    level = [words.defense(g.defense) for g in gaps.itertuples(index=False) if not g.high < 0 and not g.low > 0]
-    text = f"Utility: {words.defense(REFERENCE)} reaches {words.metric(metric)} {_with_seeds(base)}.{alone}"
-    text += f" Against it, seed by seed: less with {', '.join(worse)}." if worse else ""
-    text += f" More with {', '.join(better)}." if better else ""
-    text += f" No difference beyond the interval with {', '.join(level)}." if level else ""
-    return [text]
+    known = gaps["low"].notna()
+    lines = [f"{words.defense(REFERENCE)} (no defense) reaches {words.metric(metric)} {_with_seeds(base)}{alone}."]
+    for title, part in (
+        ("Less useful, seed by seed", gaps[known & (gaps["high"] < 0)]),
+        ("More useful", gaps[known & (gaps["low"] > 0)]),
+        ("No difference beyond the interval", gaps[known & (gaps["high"] >= 0) & (gaps["low"] <= 0)]),
+        ("Difference on one seed, without an interval", gaps[~known]),
+    ):
+        lines += _listed(title, [(words.defense(g.defense), _signed(g), g.n) for g in each(part)])
+    return [("Utility", lines)]
 
 
 def paired(results: pd.DataFrame, reference: str, metric: str) -> pd.DataFrame:
@@ -65,49 +74,54 @@ def paired(results: pd.DataFrame, reference: str, metric: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["defense", "difference", "low", "high", "n"])
 
 
-def _leakage(results: pd.DataFrame, goal: str, view: str) -> list[str]:
-    table = standing(results, goal, view, WITHOUT)
+def _leakage(table: pd.DataFrame, goal: str, view: str) -> Said:
+    title = f"{words.GOALS.get(goal, goal)}: seen by {words.SEES.get(view, view)}, without the key"
     known = table[table["leakage"].notna()].sort_values("leakage", ascending=False, kind="stable")
-    title = f"{words.GOALS.get(goal, goal)}, seen by {words.SEES.get(view, view)}, without the key"
     if known.empty:
-        return [f"{title}: no attack applied to any defense."]
-    leaks, quiet, unsure = [], [], []
-    for row in known.itertuples(index=False):
-        text = f"{words.defense(row.defense)} {_of(row)}"
-        if not math.isfinite(row.leakage_low):
-            unsure.append(text)
-        elif row.leakage_low > 0:
-            leaks.append(f"{text} through {words.attack(row.attack)}")
-        else:
-            quiet.append(text)
-    sentences = [f"{title} (0 is guessing without looking, 1 is the truth)"]
-    sentences += [f"the worst attack takes {'; '.join(leaks)}"] if leaks else []
-    sentences += [f"nothing that can be told from guessing, with these attacks, from {'; '.join(quiet)}"] if quiet else []
-    sentences += [f"without an interval, since one repeat gives none: {'; '.join(unsure)}"] if unsure else []
-    missing = table[table["leakage"].isna() & (table["note"] != "no attack was asked for")]
-    sentences += [f"not measured: {', '.join(words.defense(name) for name in missing['defense'])}"] if len(missing) else []
-    return [f"{sentences[0]}: {'. '.join(s[0].upper() + s[1:] for s in sentences[1:])}."]
+        reasons = dict.fromkeys(note for note in table["note"] if note and note != NOT_ASKED)
+        return title, [f"No attack applied to any defense ({'; '.join(reasons)})." if reasons else "No attack applied to any defense."]
+    low = known["leakage_low"]
+    lines = []
+    for lead, part, named in (
+        ("The worst attack takes more than guessing does", known[low > 0], True),
+        ("Not told from guessing by these attacks", known[low <= 0], False),
+        ("Without an interval", known[low.isna()], True),
+    ):
+        rows = [(words.defense(r.defense), _of(r) + (f" ({words.attack(r.attack)})" if named else ""), r.leakage_n) for r in each(part)]
+        lines += _listed(lead, rows)
+    missing = table[table["leakage"].isna() & (table["note"] != NOT_ASKED)]
+    lines += [f"Not measured: {', '.join(words.defense(str(name)) for name in missing['defense'])}."] if len(missing) else []
+    placed = known[known["utility"].notna()].reset_index(drop=True)
+    if len(placed) > 2:
+        best = [
+            words.defense(str(placed.at[i, "defense"])) for i in front(placed["leakage"].to_numpy(float), placed["utility"].to_numpy(float))
+        ]
+        lines.append(f"By their means, no other defense beats these on utility and leakage at once: {', '.join(best)}.")
+    return title, lines
 
 
-def _keys(results: pd.DataFrame) -> list[str]:
-    said = []
-    for name in dict.fromkeys(openings(results)["defense"]):
-        said += [line for line in key_findings(results, name) if line]
-    return said
+def _listed(lead: str, rows: list[tuple[str, str, float]]) -> list[str]:
+    """``lead: name number; …`` with the number of seeds once where all share it."""
+    if not rows:
+        return []
+    counts = {int(n) for _, _, n in rows}
+    if len(counts) == 1:
+        each = "" if len(rows) == 1 else " each"
+        return [f"{lead}: {'; '.join(f'{name} {text}' for name, text, _ in rows)}; n = {_seeds(counts.pop())}{each}."]
+    return [f"{lead}: {'; '.join(f'{name} {text} (n = {_seeds(n)})' for name, text, n in rows)}."]
 
 
 def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
     """What wrong keys, one update and the first layer give away of one keyed defense, each a sentence with its numbers."""
     own = results[(results["defense"] == defense) & (results["status"] == "ok")]
-    name = words.defense(defense)
     said = []
     wrong = wrong_key(own)
     if wrong is not None:
-        opens = "opens" if wrong["low"] <= 0 <= wrong["high"] or wrong["difference"] >= 0 else "does not fully open"
         said.append(
-            f"{name}: a wrong key {opens} the model. Its utility minus the right key's, paired by seed, is "
-            f"{words.interval(wrong['difference'], wrong['low'], wrong['high'])} (n = {_seeds(wrong['n'])}); "
-            f"wrong keys open {words.number(wrong['wrong'])}, the right key {words.number(wrong['right'])}, the largest class alone {words.number(wrong['majority'])}."
+            f"A wrong key {_opens(wrong)}. Its utility minus the right key's, paired by seed, is "
+            f"{words.interval(wrong['difference'], wrong['low'], wrong['high'])} (n = {_seeds(wrong['n'])}): "
+            f"wrong keys open {words.number(wrong['wrong'])}, the right key {words.number(wrong['right'])}, the largest class "
+            f"alone {words.number(wrong['majority'])}."
         )
     errors = own[(own["goal"] == "key") & own["metric"].str.startswith("relative_error") & (own["key"].isin(schema.HEADLINE_KEYS))]
     for (attack, view, metric), part in errors.groupby(["attack", "view", "metric"], sort=False):
@@ -115,7 +129,8 @@ def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
         values = part.groupby("seed")["value"].mean()
         if values.notna().any():
             said.append(
-                f"{name}: {words.attack(str(attack))}, seen by the {words.VIEWS.get(str(view), view)}, finds the secret-derived key tensors{what} with relative error "
+                f"{words.attack(str(attack))}, seen by the {words.VIEWS.get(str(view), view)}, finds the secret-derived key "
+                f"tensors{what} with relative error "
                 f"{_small(float(values.mean()))}, at most {_small(float(values.max()))} (n = {_seeds(len(values))}, no key held)."
             )
     inputs = own[(own["goal"] == "reconstruction") & (own["metric"] == "cosine") & (own["role"] == "score") & (own["key"] == "none")]
@@ -123,19 +138,33 @@ def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
         values = part.groupby("seed")["value"].mean().dropna()
         if len(values) and str(attack).startswith("closed_form"):
             said.append(
-                f"{name}: inputs come out of the first layer with no key: cosine to the true record {float(values.mean()):.5f}, at least "
-                f"{float(values.min()):.5f} in every seed (n = {_seeds(len(values))}, {words.attack(str(attack))}, {words.VIEWS.get(str(view), view)})."
+                f"Inputs come out of the first layer with no key: cosine to the true record {float(values.mean()):.5f}, at least "
+                f"{float(values.min()):.5f} in every seed (n = {_seeds(len(values))}, {words.attack(str(attack))}, "
+                f"{words.VIEWS.get(str(view), view)})."
             )
     return said
 
 
+def _opens(wrong: dict[str, float]) -> str:
+    room = wrong["right"] - wrong["majority"]
+    share = (wrong["wrong"] - wrong["majority"]) / room if room > 0 else math.nan
+    within = ", within the interval as far as the right key" if wrong["low"] <= 0 <= wrong["high"] else ""
+    if not math.isfinite(share):
+        return "cannot be judged: the right key itself opens no more than the largest class alone"
+    if share >= 0.95:
+        return f"opens the model{within}"
+    return f"opens {share:.0%} of what the right key opens above the largest class{within}" if share >= 0.05 else "does not open the model"
+
+
 def wrong_key(own: pd.DataFrame) -> dict[str, float] | None:
     """Utility opened by wrong keys minus that of the right key on the same seeds, of one defense's rows."""
-    rows = own[(own["goal"] == "key") & (own["key"] == "wrong") & (own["status"] == "ok")]
+    rows = own[(own["goal"] == "key") & own["key"].isin(schema.HEADLINE_KEYS) & (own["status"] == "ok")]
+    many = rows["attack"].eq(WRONG_KEYS)
+    rows = rows[many] if many.any() else rows[(rows["key"] == "wrong") & ~rows["attack"].str.startswith("open_without_key")]
     if not {"opened", "opened:right_key"} <= set(rows["metric"]):
         return None
     pair = rows[rows["metric"].isin(["opened", "opened:right_key"])].assign(role="score")
-    pair = pair.assign(side=pair["metric"], metric="opened")
+    pair = pair.assign(side=pair["metric"], metric="opened", key="wrong")
     gap = paired_difference(pair, {"side": "opened"}, {"side": "opened:right_key"}, "opened")
     if gap.empty:
         return None
@@ -143,44 +172,32 @@ def wrong_key(own: pd.DataFrame) -> dict[str, float] | None:
     row = gap.iloc[0]
     return {
         "difference": float(row["difference"]), "low": float(row["low"]), "high": float(row["high"]), "n": float(row["n_seeds"]),
-        "wrong": float(means["opened"]), "right": float(means["opened:right_key"]), "majority": float(means.get("opened:majority", math.nan)),
+        "wrong": float(means["opened"]), "right": float(means["opened:right_key"]),
+        "majority": float(means.get("opened:majority", math.nan)),
     }  # fmt: skip
 
 
-def _front(results: pd.DataFrame) -> list[str]:
-    said = []
-    for goal, view, key in threats(results):
-        table = standing(results, goal, view, key)
-        table = table[table["leakage"].notna() & table["utility"].notna()].reset_index(drop=True)
-        if key != WITHOUT or len(table) < 3:
-            continue
-        best = [words.defense(table.at[i, "defense"]) for i in front(table["leakage"].to_numpy(float), table["utility"].to_numpy(float))]
-        said.append(
-            f"{words.GOALS.get(goal, goal)}, {words.threat(view, key)}: by their means, no other defense beats {', '.join(best)} on utility and leakage at once."
-        )
-    return said
-
-
-def contradictions(results: pd.DataFrame) -> list[str]:
+def contradictions(stands: Mapping[Threat, pd.DataFrame]) -> list[str]:
     """Measurements that a claim does not allow: either the claim or the measurement is wrong."""
     said = []
-    for goal, view, key in threats(results):
+    for (goal, view, key), table in stands.items():
         if goal != "membership" or key != WITHOUT:
             continue
-        for row in standing(results, goal, view, key).itertuples(index=False):
+        for row in each(table):
             if not math.isfinite(row.epsilon) or not math.isfinite(row.leakage_low):
                 continue
             ceiling = allowed(row.epsilon, row.delta if math.isfinite(row.delta) else 0.0)
             if row.leakage_low > ceiling:
                 said.append(
-                    f"{words.defense(row.defense)} claims ε {row.epsilon:.3g}, which allows a membership leakage of {words.number(ceiling)} at most, but {_of(row)} "
+                    f"{words.defense(row.defense)} claims ε {row.epsilon:.3g}, which allows a membership leakage of "
+                    f"{words.number(ceiling)} at most, but {_of(row)} "
                     f"was measured ({words.attack(row.attack)}, {words.threat(view, key)}): the claim or the measurement is wrong."
                 )
     return said
 
 
 def _of(row: Any) -> str:
-    return f"{words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)} (n = {_seeds(row.leakage_n)})"
+    return words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)
 
 
 def _with_seeds(row: pd.Series[Any]) -> str:
@@ -189,7 +206,7 @@ def _with_seeds(row: pd.Series[Any]) -> str:
 
 def _signed(gap: Any) -> str:
     text = words.interval(gap.difference, gap.low, gap.high)
-    return f"{'+' if gap.difference > 0 else ''}{text} (n = {_seeds(gap.n)})"
+    return f"{'+' if gap.difference > 0 else ''}{text}"
 
 
 def _seeds(count: float) -> str:

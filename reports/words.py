@@ -58,6 +58,7 @@ METRICS: Final = {
 }
 KEYS: Final = {"without": "without the key", "none": "no key", "wrong": "wrong key", "right": "right key", "leaked": "leaked key"}
 
+_PREFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 MISSING: Final = "–"
 
 
@@ -137,9 +138,7 @@ def amount(value: float, unit: str = "") -> str:
         return MISSING
     if value == 0:
         return f"0 {unit}".strip()
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")):
-        if abs(value) >= factor:
-            break
+    factor, prefix = next((pair for pair in _PREFIXES if abs(value) >= pair[0]), _PREFIXES[-1])
     scaled = f"{value / factor:.3g}"
     return f"{scaled} {prefix}{unit}".strip()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from reports import words
 from reports.plots import style
+from reports.standing import each
 
 _SHIFT = 0.16  # rows apart
 
@@ -28,16 +28,15 @@ def compared(table: pd.DataFrame) -> Figure:
     columns = min(3, len(measures))
     rows = math.ceil(len(measures) / columns)
     with style.look():
-        figure = Figure(figsize=(style.WIDTH + 0.8, rows * (0.7 + 0.3 * len(names))), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for index, axes in enumerate(panels.flat):
+        side = max([style.width_of(words.defense(name)) for name in names], default=0.0) + 0.25
+        figure, grid = style.panels(rows, columns, (2.05, 0.3 * len(names)), (side, 0.2, 0.5, 0.35), (0.2, 0.8))
+        for index, axes in enumerate(grid.flat):
             if index >= len(measures):
                 axes.set_visible(False)
                 continue
-            axes.set_title(measures[index], fontsize=9)
+            axes.set_title(measures[index].replace(", ", "\n"), fontsize=9)
             axes.grid(visible=True, alpha=0.7)
-            for row in table[table["measure"] == measures[index]].itertuples(index=False):
+            for row in each(table[table["measure"] == measures[index]]):
                 y, mark = names.index(row.defense), marks[row.defense]
                 sides = (
                     (row.value, row.low, row.high, -_SHIFT, mark.colour),

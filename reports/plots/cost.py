@@ -6,17 +6,16 @@ import math
 from typing import Any
 
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from reports import words
 from reports.plots import style
-from reports.standing import COSTS, costs
+from reports.standing import COSTS, costs, each
 
 
 def cost(results: pd.DataFrame, *, colours: dict[str, style.Mark] | None = None) -> Figure:
-    """A panel a measure (seconds, peak memory, FLOP, bytes a round), a row a defense, with 95 % intervals over seeds; every axis starts at 0.
+    """A panel a measure (seconds, peak memory, FLOP, bytes a round), a row a defense; every axis starts at 0.
 
     Parameters
     ----------
@@ -28,13 +27,16 @@ def cost(results: pd.DataFrame, *, colours: dict[str, style.Mark] | None = None)
     names = style.ordered(table["defense"])
     measures = [m for m in COSTS if m in set(table["measure"])]
     with style.look():
-        figure = Figure(figsize=(style.WIDTH + 0.6, 0.75 + 0.27 * max(len(names), 2)), layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, max(len(measures), 1), sharey=True, squeeze=False)[0]
+        side = max([style.width_of(words.defense(name)) for name in names], default=0.0) + 0.2
+        top = 0.35 + 0.16 * max([COSTS[m][0].count("\n") for m in measures], default=0)
+        figure, grid = style.panels(1, max(len(measures), 1), (1.12, 0.27 * max(len(names), 2)), (side, 0.15, top, 0.1), (0.24, 0))
+        panels = grid[0]
         for axes, measure in zip(panels, measures, strict=False):
             _panel(axes, table[table["measure"] == measure], names, marks, measure)
+        for axes in panels:
+            axes.set_ylim(len(names) - 0.4, -0.6)
+            axes.set_yticks([])
         panels[0].set_yticks(range(len(names)), [words.defense(name) for name in names])
-        panels[0].set_ylim(len(names) - 0.4, -0.6)
     return figure
 
 
@@ -46,7 +48,7 @@ def _panel(axes: Any, table: pd.DataFrame, names: list[str], marks: dict[str, st
     axes.xaxis.set_major_locator(NullLocator())
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    for row in table.itertuples(index=False):
+    for row in each(table):
         y = names.index(row.defense)
         axes.barh(y, row.value, height=0.62, color=marks[row.defense].colour, alpha=0.85, zorder=2)
         end = row.value

@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import TextPath
 
 from reports import words
 from reports.plots import style
@@ -22,6 +21,7 @@ from reports.standing import Cell, cells
 ROW, COLUMN = 0.42, 0.86  # inches
 _CHARS = 105  # of a line of reasons
 _SLANT = 38  # degrees
+_FAILED = "#c0392b"
 
 
 def heatmap(results: pd.DataFrame) -> Figure:
@@ -43,12 +43,15 @@ def heatmap(results: pd.DataFrame) -> Figure:
     notes = [line for reason, letter in letters.items() for line in textwrap.wrap(f"{letter}  {reason}", _CHARS, subsequent_indent="    ")]
     lines = len(rows) + 0.75 * len(groups)
     heads = [words.defense(name) for name in defenses]
-    sides = [_inches(words.attack(row[1]), 9) for row in rows] + [_inches(words.threat(row[2], row[3]), 7.5) for row in rows]
+    sides = [style.width_of(words.attack(row[1]), 9) for row in rows] + [style.width_of(words.threat(row[2], row[3]), 7.5) for row in rows]
     left, foot = max([1.2, *sides]) + 0.3, 0.3 + 0.165 * len(notes)
-    long = max([_inches(head, 9) for head in heads], default=0.0)
+    long = max([style.width_of(head, 9) for head in heads], default=0.0)
     top = 0.45 + long * math.sin(math.radians(_SLANT))
     last = max(
-        [_inches(head, 9) * math.cos(math.radians(_SLANT)) - 0.5 * COLUMN - COLUMN * (len(heads) - 1 - i) for i, head in enumerate(heads)],
+        [
+            style.width_of(head, 9) * math.cos(math.radians(_SLANT)) - 0.5 * COLUMN - COLUMN * (len(heads) - 1 - i)
+            for i, head in enumerate(heads)
+        ],
         default=0.0,
     )
     width, height = left + COLUMN * len(defenses) + max(last, 0.0) + 0.15, top + ROW * lines + foot
@@ -77,11 +80,6 @@ def heatmap(results: pd.DataFrame) -> Figure:
     return figure
 
 
-def _inches(text: str, size: float) -> float:
-    """Width of a text."""
-    return float(TextPath((0, 0), text, size=size).get_extents().width) / 72
-
-
 def _fixed(value: float) -> str:
     text = f"{value:.2f}"
     return ("0.00" if text == "-0.00" else text).replace("-", "\N{MINUS SIGN}")
@@ -97,13 +95,13 @@ def scale() -> Colormap:
 
 
 def _draw(axes: Any, cell: Cell, x: int, y: float, letters: dict[str, str]) -> None:
-    box = {"xy": (x + 0.03, y + 0.04), "width": 0.94, "height": 0.92}
+    box: dict[str, Any] = {"xy": (x + 0.03, y + 0.04), "width": 0.94, "height": 0.92}
     if cell.status == "skipped":
         axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=style.RULE, hatch="////", linewidth=0.8))
     elif cell.status == "failed":
-        axes.add_patch(Rectangle(**box, facecolor="none", edgecolor="#c0392b", linewidth=1.4))
-        axes.plot([x + 0.08, x + 0.92], [y + 0.1, y + 0.9], color="#c0392b", linewidth=0.8)
-        axes.plot([x + 0.08, x + 0.92], [y + 0.9, y + 0.1], color="#c0392b", linewidth=0.8)
+        axes.add_patch(Rectangle(**box, facecolor="none", edgecolor=_FAILED, linewidth=1.4))
+        axes.plot([x + 0.08, x + 0.92], [y + 0.1, y + 0.9], color=_FAILED, linewidth=0.8)
+        axes.plot([x + 0.08, x + 0.92], [y + 0.9, y + 0.1], color=_FAILED, linewidth=0.8)
     if cell.status != "ok":
         note = letters[cell.reason]
         axes.text(
@@ -113,7 +111,7 @@ def _draw(axes: Any, cell: Cell, x: int, y: float, letters: dict[str, str]) -> N
         return
     shade = min(max(cell.mean, 0.0), 1.0) if math.isfinite(cell.mean) else 0.0
     colour = scale()(shade)
-    axes.add_patch(Rectangle(**box, facecolor=colour, edgecolor="none"))
+    axes.add_patch(Rectangle(**box, facecolor=colour, edgecolor=_FAILED if cell.reason.startswith("failed") else "none"))
     ink = "#ffffff" if 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] < 0.42 else "#101010"
     bold = "bold" if cell.low > 0 else "normal"
     mark = " " + letters[cell.reason] if cell.reason else ""

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from reports import words
 from reports.plots import style
 from reports.plots.placing import spread
-from reports.standing import limits, openings
+from reports.standing import each, limits, openings
 
 _NONE = -0.22  # where "no key" stands, left of the axis of shares
 _DRAWN_KEYS = 60  # single wrong keys shown as dots
@@ -39,9 +38,8 @@ def key_curve(results: pd.DataFrame, curves: pd.DataFrame | None = None, *, colo
     table = openings(results)
     _, _, floor, metric = limits(results)
     with style.look():
-        figure = Figure(figsize=(style.WIDTH, 3.9), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
+        figure, grid = style.panels(1, 1, (style.WIDTH - 0.75, 3.0), (0.65, 0.1, 0.35, 0.65), (0, 0))
+        axes = grid[0, 0]
         axes.set_title("What a key opens")
         axes.set_ylabel(f"{words.metric(metric)} opened on test records")
         axes.set_xlabel("share of the key that is held")
@@ -77,7 +75,7 @@ def _line(axes: Any, table: pd.DataFrame, mark: style.Mark, offset: float) -> No
     x = table["at"].to_numpy(float) + offset
     held = table["key"].to_numpy() != "none"
     axes.plot(x[held], table["value"].to_numpy()[held], color=mark.colour, linewidth=1.4, zorder=3)
-    for at, row in zip(x, table.itertuples(index=False), strict=True):
+    for at, row in zip(x, each(table), strict=True):
         if math.isfinite(row.low):
             axes.plot([at, at], [row.low, row.high], color=mark.colour, linewidth=1.3, zorder=3)
     axes.plot(

@@ -15,8 +15,8 @@ from matplotlib.patheffects import withStroke
 
 from reports.plots.style import MUTED, PAPER
 
-_RINGS: Final = (7.0, 11.0, 16.0, 23.0, 32.0, 44.0, 60.0, 80.0, 105.0)  # points
-_ANGLES: Final = 24
+_RINGS: Final = (7.0, 11.0, 16.0, 23.0, 32.0, 44.0, 62.0, 90.0)  # points
+_ANGLES: Final = 16
 _SWEEPS: Final = 12
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
@@ -126,7 +126,7 @@ def _candidates(point: Any, size: tuple[float, float], scale: float) -> list[Box
 
 
 def _alone(box: Box, point: Any, blocks: Sequence[Box], strokes: Sequence[Segment], frame: Box, scale: float, own: int) -> float:
-    cost = math.dist(_nearest(box, point), point) / scale
+    cost: float = float(math.dist(_nearest(box, point), point) / scale)
     cost += 0.15 * abs((box[1] + box[3]) / 2 - point[1]) / scale  # sideways reads better than above
     for index, block in enumerate(blocks):
         if _overlap(box, block) > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,22 @@ from matplotlib.figure import Figure
 from reports import words
 from reports.plots import style
 from reports.plots.placing import Label, Segment, place
-from reports.standing import limits, standing
+from reports.standing import each, limits, standing
 
 LEFT, RIGHT = -0.1, 1.05  # leakage is clipped to this range in pictures only
 EDGE = 0.055  # room beyond the range for arrows
 _CHARS = 118  # of a line of notes
 
 
-def plane(results: pd.DataFrame, goal: str, view: str, key: str, *, colours: dict[str, style.Mark] | None = None) -> Figure:
+def plane(
+    results: pd.DataFrame,
+    goal: str,
+    view: str,
+    key: str,
+    *,
+    colours: dict[str, style.Mark] | None = None,
+    stand: pd.DataFrame | None = None,
+) -> Figure:
     """Utility against worst-case leakage for one goal and one threat, a mark a defense with 95 % intervals both ways.
 
     Parameters
@@ -32,6 +41,8 @@ def plane(results: pd.DataFrame, goal: str, view: str, key: str, *, colours: dic
         The threat, as in the table's columns. A defense that has no key is drawn with what the same adversary does to it without one.
     colours : dict, optional
         Marks by defense (``reports.plots.style.marks``), so that several pictures agree.
+    stand : DataFrame, optional
+        ``reports.standing.standing`` of the threat, where it is at hand.
 
     Returns
     -------
@@ -40,7 +51,7 @@ def plane(results: pd.DataFrame, goal: str, view: str, key: str, *, colours: dic
         hollow one is what the *claim* (ε, δ) would still allow. The stepped line joins defenses that no other beats on both axes.
     """
     marks = colours or style.marks(results["defense"])
-    table = standing(results, goal, view, key)
+    table = standing(results, goal, view, key) if stand is None else stand
     drawn = table[table["leakage"].notna() & table["utility"].notna()].reset_index(drop=True)
     low, high, floor, metric = limits(results)
     notes = _missing(table)
@@ -55,7 +66,7 @@ def plane(results: pd.DataFrame, goal: str, view: str, key: str, *, colours: dic
         axes.grid(visible=True, alpha=0.7)
         lines = _front(axes, drawn) + _ends(axes, floor)
         labels = []
-        for row in drawn.itertuples(index=False):
+        for row in each(drawn):
             lines += _measured(axes, row, marks[row.defense])
             lines += _claimed(axes, row, goal, marks[row.defense])
             labels.append(Label(_clip(row.leakage), row.utility, _caption(row), style.darker(marks[row.defense].colour)))
@@ -75,7 +86,7 @@ def _missing(table: pd.DataFrame) -> list[str]:
     """Why a defense is not in the picture: absent is not private."""
     empty = table[table["leakage"].isna() | table["utility"].isna()]
     groups: dict[str, list[str]] = {}
-    for row in empty.itertuples(index=False):
+    for row in each(empty):
         groups.setdefault(row.note or "no utility was measured", []).append(words.defense(row.defense))
     texts = [f"Not drawn: {', '.join(names)} ({reason})." for reason, names in groups.items()]
     return [line for text in texts for line in textwrap.wrap(text, _CHARS, subsequent_indent="    ")]
@@ -154,7 +165,7 @@ def _front(axes: Any, drawn: pd.DataFrame) -> list[Segment]:
     axes.fill_between(across, up, low, color=style.MUTED, alpha=0.06, linewidth=0, zorder=0)
     axes.plot(across, up, color=style.INK, linewidth=1.0, alpha=0.55, zorder=1.5)
     name = _write(axes, 0.98, up[-1], "Pareto front", 3)
-    return [name, *((a[0], a[1], b[0], b[1]) for a, b in zip(steps[1:], steps[2:], strict=False))]
+    return [name, *((a[0], a[1], b[0], b[1]) for a, b in pairwise(steps[1:]))]
 
 
 def _measured(axes: Any, row: Any, mark: style.Mark) -> list[Segment]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from reports import words
 from reports.intervals import mean_interval
@@ -44,18 +43,13 @@ def roc(curves: pd.DataFrame, view: str, key: str) -> Figure:
     columns = min(COLUMNS, max(len(defenses), 1))
     rows = max(math.ceil(len(defenses) / columns), 1)
     with style.look():
-        figure = Figure(figsize=(max(2.35 * columns, 3.6), 2.35 * rows + 0.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(f"Membership: {words.threat(view, key)}", x=0.01, ha="left", fontsize=10, weight="bold")
+        figure, panels = style.panels(rows, columns, (1.95, 1.95), (0.62, 0.15, 0.75, 0.72), (0.24, 0.42))
+        width, height = figure.get_size_inches()
+        title = f"Membership: {words.threat(view, key)}"
+        figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=10, weight="bold")
         if others:
-            figure.supxlabel(
-                f"grey: not resolvable with {others} non-members (a rate below 3/{others})",
-                x=0.01,
-                ha="left",
-                fontsize=8,
-                color=style.MUTED,
-            )
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+            note = f"grey: not resolvable with {others} non-members (a false-positive rate below 3/{others})"
+            figure.text(0.1 / width, 0.1 / height, note, fontsize=8, color=style.MUTED)
         smallest = 1 / others if others else 1e-3
         for index, axes in enumerate(panels.flat):
             if index >= len(defenses):
@@ -83,14 +77,14 @@ def _frame(axes: Any, smallest: float, labelled: tuple[bool, bool]) -> None:
     axes.axvline(limit, color=style.MUTED, linewidth=0.6, zorder=0)
     axes.plot([low, 1], [low, 1], color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     axes.grid(visible=True, which="major", alpha=0.7)
+    ticks = [10.0**power for power in range(math.ceil(math.log10(low)), 1)]
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(base=10))
+        axis.set_major_locator(FixedLocator(ticks))
         axis.set_major_formatter(FuncFormatter(_percent))
-        axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="minor", length=2)
+        axis.set_minor_locator(NullLocator())
+    axes.tick_params(labelbottom=labelled[0], labelleft=labelled[1], labelsize=8)
     if labelled[0]:
         axes.set_xlabel("false-positive rate", fontsize=8)
-        axes.tick_params(labelbottom=True)
     if labelled[1]:
         axes.set_ylabel("true-positive rate", fontsize=8)
 

@@ -1,6 +1,7 @@
 """One look for every picture: colours, marks and sizes, the same defense alike everywhere.
 
-Colours are Okabe and Ito's (2008, safe for every kind of colour vision); a defense also has its own mark, so that no picture depends on colour alone.
+Colours are Okabe and Ito's (2008, safe for every kind of colour vision); a defense also has its own mark, so that no picture depends
+on colour alone.
 A family of defenses (``dp_sgd:epsilon=8``, ``…=32``) shares hue and mark shape and differs in lightness.
 """
 
@@ -13,7 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 # The four neutral colours are replaced by CSS variables when a picture is put into HTML, so that it follows light and dark.
 INK: Final = "#1b1f23"
@@ -24,6 +30,7 @@ NEUTRALS: Final = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"}
 
 WIDTH: Final = 7.2  # inches: the text width of a page, and about a screen's column
 SALT: Final = "infl-bench"
+_FONT: Final = FontProperties(family="DejaVu Sans")
 
 _FAMILY: Final = {  # hue, mark
     "fedavg": ("#6b6b6b", "o"),
@@ -76,8 +83,8 @@ def marks(defenses: Iterable[str]) -> dict[str, Mark]:
             hue, shape = _OTHERS[other % len(_OTHERS)]
             other += 1
         for position, name in enumerate(members):
-            share = 0.0 if len(members) == 1 else position / (len(members) - 1) - 0.5
-            found[name] = Mark(_lighter(hue, 0.26 * share), shape, 11.0 if shape == "*" else 7.5)
+            share = 0.0 if len(members) == 1 else position / (len(members) - 1)
+            found[name] = Mark(_lighter(hue, 0.27 * share), shape, 11.0 if shape == "*" else 7.5)
     return found
 
 
@@ -109,7 +116,7 @@ def _number(part: str) -> tuple[float, str]:
 
 def _lighter(colour: str, by: float) -> str:
     hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
-    return str(to_hex(colorsys.hls_to_rgb(hue, min(max(light + by, 0.18), 0.78), saturation)))
+    return str(to_hex(colorsys.hls_to_rgb(hue, min(max(light + by, 0.33), 0.7), saturation)))
 
 
 def darker(colour: str) -> str:
@@ -118,10 +125,35 @@ def darker(colour: str) -> str:
     return str(to_hex(colorsys.hls_to_rgb(hue, min(max(light, 0.33), 0.46), saturation)))
 
 
+def width_of(text: str, size: float = 9.0) -> float:
+    """Width in inches of a text (of its longest line) at ``size`` points."""
+    return max(float(TextPath((0, 0), line, size=size, prop=_FONT).get_extents().width) for line in text.split("\n")) / 72
+
+
+def panels(
+    rows: int, columns: int, cell: tuple[float, float], margins: tuple[float, float, float, float], gaps: tuple[float, float]
+) -> tuple[Figure, Any]:
+    """A figure of ``rows`` × ``columns`` axes, in inches: ``cell`` (width, height), ``margins`` (left, right, top, bottom), ``gaps``.
+
+    Placed by arithmetic, since a layout engine measures all texts anew for every file that is written.
+    """
+    left, right, top, bottom = margins
+    width = left + columns * cell[0] + (columns - 1) * gaps[0] + right
+    height = top + rows * cell[1] + (rows - 1) * gaps[1] + bottom
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    grid = np.empty((rows, columns), dtype=object)
+    for row in range(rows):
+        for column in range(columns):
+            x, y = left + column * (cell[0] + gaps[0]), bottom + (rows - 1 - row) * (cell[1] + gaps[1])
+            grid[row, column] = figure.add_axes((x / width, y / height, cell[0] / width, cell[1] / height))
+    return figure, grid
+
+
 @contextmanager
 def look() -> Iterator[None]:
     """Within this block figures are made, and written, in the report's look; the caller's matplotlib settings come back afterwards."""
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(dict(_SETTINGS)):
         yield
 
 
@@ -159,7 +191,7 @@ _SETTINGS: Final[Mapping[str, Any]] = {
     "lines.linewidth": 1.5,
     "svg.hashsalt": SALT,
     "svg.fonttype": "path",
-    "pdf.fonttype": 42,
+    "pdf.fonttype": 3,
     "path.simplify": True,
     "text.usetex": False,
     "mathtext.fontset": "dejavusans",

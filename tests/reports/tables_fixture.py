@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """A realistic results table, curves table and record, made up by rule: what a run on pbmc68k might write.
 
 Numbers are drawn round plausible centres with a fixed generator, so the tables are the same each time. Nothing here comes from a run.
@@ -50,7 +51,7 @@ def results(seeds: int = 3) -> pd.DataFrame:
         for seed in range(seeds):
             _utility(add, rng, name, seed, accuracy)
             _costs(add, rng, name, seed)
-            if epsilon == epsilon:
+            if np.isfinite(epsilon):
                 _claim(add, name, seed, epsilon)
             _membership(add, rng, name, seed, auc)
             _reconstruction(add, rng, name, seed, r2)
@@ -176,7 +177,7 @@ def _reconstruction(add: Any, rng: Any, name: str, seed: int, r2: float) -> None
     keyed = name.startswith("infl")
     for key in ("none", "wrong") if keyed else ("none",):
         for attack in ("closed_form", "cosine_inversion", "cosine_inversion_of_sum", "class_mean", "nearest_auxiliary", "random_guess"):
-            if r2 != r2 and attack in {"closed_form", "cosine_inversion"}:
+            if np.isnan(r2) and attack in {"closed_form", "cosine_inversion"}:
                 reason = NO_FEDERATION if name in {"centralized", "local_only"} else NO_UPDATES
                 _skip(add, name, seed, attack, "reconstruction", "server", key, reason)
                 continue
@@ -255,7 +256,7 @@ def curves(seeds: int = 3) -> pd.DataFrame:
                     gap = 2.0 * ((auc - 0.5) + lift * (auc > 0.53)) * 1.8
                     x, y = _roc(rng.normal(gap, 1.2, 140), rng.normal(0, 1, 140))
                     add(name, attack, "membership", view, "none", seed, "roc", x, y)
-            if r2 == r2:
+            if np.isfinite(r2):
                 noise = np.sqrt(max(1 - r2, 0.0))
                 guess = max(r2, 0.0) * truth[seed] + rng.normal(0, 1, 765) * (noise * 0.5)
                 for key in ("none", "wrong") if name.startswith("infl") else ("none",):
