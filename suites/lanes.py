@@ -92,7 +92,9 @@ class Trainer:
         self.loss = loss
         self.defense = defense
         self.stacked = len(lanes) > 1
-        self.module = (stackable(lanes[0].module) if self.stacked else lanes[0].module).train()
+        # Clipping watches the module's own calls of ``linear``, so it keeps the plain layers.
+        fast = self.stacked and defense.clip is None
+        self.module = (stackable(lanes[0].module) if fast else lanes[0].module).train()
         self.device = lanes[0].x.device
         self.masks = [
             (f"{name}.mask" if name else "mask", m) for name, m in self.module.named_modules() if isinstance(m, Dropout) and m.p > 0
