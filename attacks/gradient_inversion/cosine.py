@@ -36,7 +36,7 @@ class CosineInversion:
     goal: ClassVar[Goal] = "reconstruction"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "simulate", "key"})
 
-    def __init__(self, budget: int = 150, restarts: int = 2, limit: int = 4, prior: float = 0.01, lr: float = 0.1) -> None:
+    def __init__(self, budget: int = 80, restarts: int = 2, limit: int = 3, prior: float = 0.01, lr: float = 0.1) -> None:
         self.budget, self.restarts, self.limit, self.prior, self.lr = budget, restarts, limit, prior, lr
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Objective = Callable[[Tensor], Tensor]  # [L, n] -> losses [L], each lane's depending on its own row only
 
+PATIENCE = 60  # evaluations within which the best lane must gain one per cent
 _ARMIJO = 1e-4
 _TRIES = 12
 
@@ -22,14 +23,15 @@ def minimise(
 ) -> tuple[Tensor, Tensor]:
     """Minimise from ``start`` [L, n] within ``budget`` evaluations; returns points [L, n] and losses [L].
 
-    ``stop`` is asked after each iteration whether the losses suffice. Lanes that cannot descend further stay where they are.
+    ``stop`` is asked after each iteration whether the losses suffice. Lanes that cannot descend further stay where they are; the
+    search ends early when even the best lane gains nothing any more.
     """
     x = start.clone()
     loss, slope = _evaluate(objective, x)
     steps: list[Tensor] = []
     changes: list[Tensor] = []
     weights: list[Tensor] = []  # 1 / (s . y), 0 where a lane skips the pair
-    used = 1
+    used, seen_at, seen_best = 1, 1, float(loss.min())
     while used < budget and not (stop is not None and stop(loss)):
         direction = -_two_loop(slope, steps, changes, weights)
         gain = (direction * slope).sum(1)
@@ -61,6 +63,11 @@ def minimise(
         usable = product > 1e-10 * s.norm(dim=1) * y.norm(dim=1)
         weights = [*weights[-history + 1 :], torch.where(usable, 1 / product, 0.0)]
         x, loss, slope = new_x, new_loss, new_slope
+        if used - seen_at >= PATIENCE:
+            best = float(loss.min())
+            if best > 0.99 * seen_best:
+                break
+            seen_at, seen_best = used, best
     return x, loss
 
 

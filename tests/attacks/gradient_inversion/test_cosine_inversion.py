@@ -103,4 +103,5 @@ def test_a_start_that_leaves_the_numbers_does_not_win() -> None:
     seen.simulate = breaks  # type: ignore[method-assign]
     guess = run(seen, budget=30, restarts=8)
     assert bool(guess.confidence.isfinite().all())
+    assert float(guess.confidence.max()) <= 0  # minus a cosine distance
     assert bool(guess.value[0].isfinite().all())

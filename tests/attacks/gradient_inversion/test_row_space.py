@@ -134,6 +134,12 @@ def test_lanes_of_the_minimiser_do_not_touch_each_other() -> None:
     together, loss = minimise(bowl, torch.zeros(3, 2).double(), 200)
     assert torch.allclose(together, torch.full((3, 2), 2.0).double(), atol=1e-5)
     assert float(loss.max()) < 1e-9
+    stiff = torch.tensor([[1.0, 1.5], [1.2, 2.0], [0.9, 1.1]]).double()
+    start = normal(3, 2, seed=4).double()
+    jointly, _ = minimise(lambda x: (stiff * x.square()).sum(1) / 2, start, 5)
+    for lane in range(3):
+        alone, _ = minimise(lambda x, lane=lane: (stiff[lane] * x.square()).sum(1) / 2, start[lane : lane + 1], 5)
+        assert torch.allclose(jointly[lane], alone[0], atol=1e-12)
     valley = torch.tensor([[-1.2, 1.0]]).double()
     found, _ = minimise(lambda x: 100 * (x[:, 1] - x[:, 0] ** 2).square() + (1 - x[:, 0]).square(), valley, 400)
     assert torch.allclose(found, torch.ones(1, 2).double(), atol=1e-4)
@@ -150,3 +156,8 @@ def test_the_reference_network_up_to_sixteen_records() -> None:
         assert fit >= 0.9
         if batch <= 8:
             assert exact(guess.value, truth) == 1.0
+
+
+def test_a_search_that_explains_nothing_falls_back_to_the_closed_form() -> None:
+    seen, truth = lab(1, 2, noise=lambda t: t + 3 * normal(*t.shape, seed=len(t)))
+    assert r2(run(seen, budget=60).value, truth) > -0.2
