@@ -40,7 +40,7 @@ class ForkServer:
     def __init__(self, preload: Sequence[str], errors: Path) -> None:
         environment = {**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), "PYTHONHASHSEED": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         code = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from suites.forkserver import serve; serve(int(sys.argv[2]))"
-        command = [sys.executable, "-P", "-c", code, json.dumps([str(Path(p).resolve()) for p in sys.path if p]), str(os.getpid())]
+        command = [sys.executable, "-P", "-c", code, json.dumps([str(Path(p or ".").resolve()) for p in sys.path]), str(os.getpid())]
         with errors.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment)
         self._rest = b""

@@ -153,5 +153,13 @@ def test_a_listing_for_each_kind() -> None:
     assert "lira" not in only.stdout
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["run", "--help"]])
+def test_nothing_heavy_is_imported_to_answer(arguments: list[str]) -> None:
+    said = subprocess.run([sys.executable, "-X", "importtime", "-c", INFL_BENCH, *arguments], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in said.stderr.splitlines()}
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "attacks", "infl", "baselines"}
+
+
 def test_a_card() -> None:
     assert "scanpy" in infl_bench("data", "show", "pbmc68k").stdout

@@ -52,7 +52,7 @@ def test_references_come_in_whole_chunks_and_do_not_depend_on_their_number(suite
     assert set(references(3)) == {0, 2}
     assert set(references(5)) == {0, 2, 4}
     assert references(3)[0] == references(5)[0]
-    assert references(3)[2] == references(4)[2]
+    assert references(3)[2] == references(4)[2]  # whether one or both of the chunk are asked for
     attack = next(cell for cell in planned(suite).cells if cell.columns["attack"] == "third.py:Third")
     assert set(attack.inputs) == {"train", "reference:0", "reference:1"}
     assert attack.spec["references"] == 3
@@ -138,7 +138,7 @@ def test_closure_follows_imports_inside_functions_and_stops_at_the_five_packages
 
 def test_closure_of_a_function_takes_what_it_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    text = "from infl import key\nfrom attacks import controls\nN = 1\ndef one():\n    return key, N\ndef two():\n    return controls\n"
+    text = "from suites import sight, stack\nN = 1\ndef one():\n    return sight, N\ndef two():\n    return stack\n"
     path = tmp_path / "cells_of_mine.py"
 
     def of(function: str) -> dict[str, str]:
@@ -146,9 +146,9 @@ def test_closure_of_a_function_takes_what_it_reaches(tmp_path: Path, monkeypatch
 
     path.write_text(text)
     before = of("one")
-    assert "attacks.controls" not in before
-    assert "attacks.controls" in of("two")
-    path.write_text(text.replace("return controls", "return controls, 1"))
+    assert "suites.stack" not in before
+    assert "suites.stack" in of("two")
+    path.write_text(text.replace("return stack", "return stack, 1"))
     assert of("one") == before
     path.write_text(text.replace("N = 1", "N = 2"))
     assert of("one") != before

@@ -41,7 +41,7 @@ def finished(out: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in (out / "store").glob(f"*/*/{MANIFEST}")}
 
 
-def start(suite: Path, out: Path, mark: Path, driver: str = DRIVER) -> subprocess.Popen[bytes]:
+def start(suite: Path | str, out: Path, mark: Path, driver: str = DRIVER) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "FAKE_MARK": str(mark)}
     log = (mark / "log.txt").open("ab")
     return subprocess.Popen([sys.executable, "-c", driver, str(suite), str(out)], env=environment, stdout=log, stderr=log)
@@ -93,32 +93,53 @@ def test_a_run_resumes_by_itself(suite: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out" / "store" / "tmp").iterdir())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to see whether anybody is left")
-def test_kill_9_at_ten_random_moments(tmp_path: Path) -> None:
-    suite = fake_suite.write(tmp_path / "suite", epochs=60, seeds=8, references=3)  # about ten seconds: 136 cells
-    whole = values(run(suite, tmp_path / "whole"))
-    out, mark = tmp_path / "out", tmp_path / "mark"
+def killed_ten_times(suite: Path | str, out: Path, mark: Path, driver: str, seconds: float) -> dict[str, bytes]:
+    """Start a run ten times and kill -9 it each time, at most so long into its work; what is finished then."""
     mark.mkdir()
     draw = random.Random(20)
     done: dict[str, bytes] = {}
     for attempt in range(10):
-        process = start(suite, out, mark)
+        process = start(suite, out, mark, driver)
         if attempt % 3:  # most moments lie in the work, some in the start
             wait_for(mark, 4)
-        time.sleep(draw.uniform(0, 1))
+        time.sleep(draw.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert wait_until_gone(mark, 2.0) == [], (mark / "log.txt").read_text()
         now = finished(out)
         assert done.items() <= now.items()  # what was done is neither lost nor done again
         done = now
-    missing = len(finished(tmp_path / "whole")) - len(done)
     assert done, "no cell was ever finished: the test killed too early to say anything"
-    assert missing, "all was finished before the last kill: the test killed too late to say anything"
-    pd.testing.assert_frame_equal(values(run(suite, out)), whole)
+    return done
+
+
+def agree(out: Path, whole: Path, done: Mapping[str, bytes]) -> None:
+    """The resumed run's tables are the uninterrupted one's, and the cells that were done stayed as they were."""
+    assert len(done) < len(finished(whole)), "all was finished before the last kill: the test killed too late to say anything"
     assert done.items() <= finished(out).items()
-    assert finished(out).keys() == finished(tmp_path / "whole").keys()
-    pd.testing.assert_frame_equal(pd.read_parquet(out / gather.CURVES_FILE), pd.read_parquet(tmp_path / "whole" / gather.CURVES_FILE))
+    assert finished(out).keys() == finished(whole).keys()
+    for name, read in ((gather.RESULTS_FILE, values), (gather.CURVES_FILE, lambda table: table)):
+        pd.testing.assert_frame_equal(read(pd.read_parquet(out / name)), read(pd.read_parquet(whole / name)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to see whether anybody is left")
+def test_kill_9_at_ten_random_moments(tmp_path: Path) -> None:
+    suite = fake_suite.write(tmp_path / "suite", epochs=60, seeds=8, references=3)  # about ten seconds: 136 cells
+    done = killed_ten_times(suite, tmp_path / "out", tmp_path / "mark", DRIVER, 1.0)
+    run(suite, tmp_path / "out")
+    run(suite, tmp_path / "whole")
+    agree(tmp_path / "out", tmp_path / "whole", done)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to see whether anybody is left")
+def test_kill_9_of_the_quickstart(tmp_path: Path) -> None:
+    suite = os.environ.get("INFL_BENCH_KILLED_SUITE", "quickstart")
+    driver = "import sys; from suites.api import run; run(sys.argv[1], out=sys.argv[2], report=False, device='cpu')"
+    done = killed_ten_times(suite, tmp_path / "out", tmp_path / "mark", driver, 8.0)
+    for name in ("out", "whole"):
+        api.run(suite, out=tmp_path / name, report=False, device="cpu")
+    agree(tmp_path / "out", tmp_path / "whole", done)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to see whether anybody is left")
@@ -160,11 +181,15 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def test_two_runs_share_one_folder(tmp_path: Path) -> None:
+def test_two_runs_share_one_folder_and_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, mark, out = fake_suite.write(tmp_path / "suite", epochs=100, references=3), tmp_path / "mark", tmp_path / "out"
     mark.mkdir()
+    computed = tmp_path / "computed"
+    computed.mkdir()
+    monkeypatch.setenv("FAKE_PIDS", str(computed))
     runs = [start(suite, out, mark) for _ in range(2)]
     assert [process.wait(120) for process in runs] == [0, 0], (mark / "log.txt").read_text()
+    assert len(list(computed.iterdir())) == len(finished(out))  # a process a cell, and no cell twice
     pd.testing.assert_frame_equal(values(pd.read_parquet(out / gather.RESULTS_FILE)), values(run(suite, tmp_path / "alone")))
     assert not list((out / "store" / "tmp").iterdir())
 
