@@ -76,7 +76,7 @@ def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, 
                 dot = dot + weight @ (slope * a).T
                 record = record + (norms * a.square()).sum(1)
             else:
-                dot = dot + torch.einsum("nso,no->sn", (a @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2]), slope)
+                dot = dot + torch.einsum("nso,no->sn", (a @ weight.flatten(0, 1).T).view(len(a), *weight.shape[:2]), slope)
                 record = record + norms.sum(1) * a.square().sum(1)
             size = size + weight.flatten(1).square().sum(1)
             if bias is not None:
