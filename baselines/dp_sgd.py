@@ -94,7 +94,12 @@ class DPSGD(Defense):
             return clipped_sum
         assert self.clip is not None
         deviation = self.noise_multiplier * self.clip.norm
-        return {name: _normal(tensor, deviation, rng).add_(tensor) for name, tensor in clipped_sum.items()}
+        flat = torch.cat([tensor.reshape(-1) for tensor in clipped_sum.values()])  # one draw, since many small ones take longer
+        # Drawn where the generator lives, so that every device adds the same.
+        drawn = torch.empty(flat.shape, dtype=flat.dtype, device=rng.device).normal_(0.0, deviation, generator=rng)
+        flat += drawn.to(flat.device)
+        parts = torch.split(flat, [tensor.numel() for tensor in clipped_sum.values()])
+        return {name: part.view(tensor.shape) for (name, tensor), part in zip(clipped_sum.items(), parts, strict=True)}
 
     def claim(self, federation: Federation, shape: Shape) -> Claim | None:
         if self.noise_multiplier is None:
@@ -145,8 +150,3 @@ def _sites(federation: Federation, shape: Shape) -> tuple[tuple[float, int], ...
     local = federation.local
     plans = [accounting.sampling(records, local.batch) for records in sizes]
     return tuple((rate, federation.rounds * local.epochs * steps) for rate, steps in plans)
-
-
-def _normal(like: torch.Tensor, deviation: float, rng: torch.Generator) -> torch.Tensor:
-    """Gaussian noise drawn where the generator lives, so that every device adds the same."""
-    return torch.empty(like.shape, dtype=like.dtype, device=rng.device).normal_(0.0, deviation, generator=rng).to(like.device)

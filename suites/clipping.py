@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap  # not grad: its first call imports sympy and dynamo, 1.4 s
 
 from suites.contracts import Params, RequestError
-from suites.ghost import DoesNotFit, Jacobian, Use, Watch, expanded
+from suites.ghost import Alike, DoesNotFit, Jacobian, Probes, Use, Watch, expanded
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], y [B] or [B, K] -> [B]
 
@@ -68,11 +68,14 @@ class ClippedSum:
         self._loss = loss
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         self._tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - set(self._shapes)
+        first = {id(buffer): name for name, buffer in module.named_buffers()}
+        self._same = {n: first[id(b)] for n, b in module.named_buffers(remove_duplicate=False) if first[id(b)] != n}
         self._own_buffers = {name: buffer.shape for name, buffer in module.named_buffers()}
         self._shared = {name: part for name, part in module.named_modules() if getattr(part, "batch_shared", False)}
         self._behind = {name: [f"{name}.{own}" for own, _ in part.named_parameters()] for name, part in self._shared.items()}
         self._met = set(self._shapes).difference(*self._behind.values())  # the parameters that meet records themselves
-        self._widths: dict[str, int] | None = None  # of the probes, found in the first pass
+        self._widths: dict[str, int] = {}  # of the probes
+        self._checked = False
         self._ghost = not self._tied
 
     @property
@@ -103,7 +106,8 @@ class ClippedSum:
         batch = _Batch(params, private, x, y, weight, norm)
         if x.shape[1] == 0:
             return {name: torch.zeros_like(params[name]) for name in self._shapes}, torch.zeros_like(weight)
-        if self._ghost and self._widths is None:
+        if self._ghost and not self._checked:
+            self._checked = True
             self._ghost = self._agrees(batch)
         if self._ghost:
             try:
@@ -117,11 +121,11 @@ class ClippedSum:
     def _one_pass(self, batch: _Batch) -> tuple[Params, Tensor]:
         lanes, records = batch.x.shape[:2]
         lead = (records,) if lanes == 1 else (lanes, records)  # one lane runs without vmap
-        fixed = {name: tensor.detach() for name, tensor in {**batch.params, **batch.private}.items()}
+        fixed = {n: tensor.detach() if tensor.requires_grad else tensor for n, tensor in {**batch.params, **batch.private}.items()}
+        uses: dict[str, Use] = {}
         with torch.enable_grad():
-            fixed |= {name: fixed[name].requires_grad_() for names in self._behind.values() for name in names}
-            probes = {name: batch.x.new_zeros(*lead, width, requires_grad=True) for name, width in (self._widths or {}).items()}
-            uses: dict[str, Use] = {}
+            fixed |= {name: fixed[name].detach().requires_grad_() for names in self._behind.values() for name in names}
+            probes = batch.x.new_zeros(*lead, sum(self._widths.values()), requires_grad=True)
             if lanes == 1:
                 outputs, inputs, vectors = self._probed(uses, probes, _pick(fixed, 0), batch.x[0])
                 vectors = {name: vector.unsqueeze(0) for name, vector in vectors.items()}
@@ -129,45 +133,58 @@ class ClippedSum:
                 outputs, inputs, vectors = vmap(partial(self._probed, uses), randomness="different")(probes, fixed, batch.x)
             # The loss stays outside vmap: cross-entropy under vmap is decomposed in Python, and its first call imports sympy.
             losses = self._loss(outputs.flatten(0, -2), batch.y.flatten(0, 1))
-            slopes = torch.autograd.grad(losses.sum(), list(probes.values()), materialize_grads=True)
+            (deltas,) = torch.autograd.grad(losses.sum(), [probes], materialize_grads=True)
             jacobians = {name: Jacobian.of(vector, {own: fixed[own] for own in self._behind[name]}) for name, vector in vectors.items()}
         with torch.no_grad():
-            self._widths = {name: probe.shape[-1] for name, probe in probes.items()}
-            deltas = dict(zip(probes, slopes, strict=True))
             weight = batch.weight.to(batch.x.dtype).reshape(lead)
-            squared = torch.zeros_like(weight)
-            for name, use in uses.items():
-                squared += use.squared_norms(inputs.get(name), deltas[name])
-            for name, jacobian in jacobians.items():
-                squared += jacobian.squared_norms(deltas[name].view(lanes, records, -1)).view(lead)
-            norms = squared.sqrt()
+            each = self._split(deltas)
+            groups = Alike.grouped(uses, inputs, each)
+            squared = [torch.zeros_like(weight), *(group.squared_norms() for group in groups)]
+            squared += [j.squared_norms(each[name].reshape(lanes, records, -1)).view(lead) for name, j in jacobians.items()]
+            norms = torch.stack(squared).sum(0).sqrt()
             scale = (weight * (batch.norm / norms).clamp(max=1)).unsqueeze(-1)
             total: Params = {}
-            for name, use in uses.items():
-                total |= use.sums(inputs.get(name), scale * deltas[name])
+            for group in groups:
+                total |= group.sums(scale)
             for name, jacobian in jacobians.items():
-                total |= jacobian.sums((scale * deltas[name]).view(lanes, records, -1))
-            zeros = (name for name in self._shapes if name not in total)  # what the network did not use
-            total |= {name: torch.zeros_like(fixed[name]) for name in zeros}
+                total |= jacobian.sums((each[name] * scale).sum(-2).view(lanes, -1))
+            unused = (name for name in self._shapes if name not in total)
+            total |= {name: torch.zeros_like(fixed[name]) for name in unused}
         sums = {name: total[name].view(lanes, *shape) for name, shape in self._shapes.items()}
         return sums, (norms * (weight != 0)).view(lanes, records)
 
-    def _probed(self, uses: dict[str, Use], probes: Params, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
-        """Outputs [B, K], the inputs where parameters meet records, the batch-shared vectors; fills ``uses``, and ``probes`` at first."""
+    def _split(self, together: Tensor) -> Params:
+        return dict(zip(self._widths, torch.split(together, list(self._widths.values()), dim=-1), strict=True))
+
+    def _probed(self, uses: dict[str, Use], probes: Tensor, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
+        """Outputs [B, K], the inputs where parameters meet records, and the batch-shared vectors; ``uses`` is filled."""
+        each = self._split(probes)
 
         def probe(name: str, width: int) -> Tensor:
-            if self._widths is None:
-                probes[name] = x.new_zeros(len(x), width, requires_grad=True) if name not in probes else probes[name]
-            elif self._widths.get(name) != width:
+            if self._widths.get(name) != width:
                 raise DoesNotFit(name)
-            return probes[name]
+            return each[name]
 
+        return self._watched(uses, probe, tensors, x)
+
+    def _watched(self, uses: dict[str, Use], probe: Probes, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
         vectors: Params = {}
+        same = {name: tensors[first] for name, first in self._same.items() if first in tensors}
         watch = Watch({id(tensors[name]): name for name in self._met}, probe, len(x))
         with expanded(self._shared, probe, len(x), vectors), watch:
-            outputs: Tensor = functional_call(self._module, tensors, (x,))
+            outputs: Tensor = functional_call(self._module, {**tensors, **same}, (x,), tie_weights=False)
         uses |= watch.uses
         return outputs, watch.inputs, vectors
+
+    def _find_probes(self, batch: _Batch) -> None:
+        """Which probes this network needs, from a forward pass."""
+
+        def probe(name: str, width: int) -> Tensor:
+            self._widths[name] = width
+            return batch.x.new_zeros(batch.x.shape[1], width)
+
+        with torch.no_grad():
+            self._watched({}, probe, _pick({**batch.params, **batch.private}, 0), batch.x[0])
 
     # ------------------------------------------------------------------------------------------------------- each record alone
 
@@ -232,6 +249,7 @@ class ClippedSum:
             norm=float("inf"),
         )
         try:
+            self._find_probes(few)
             fast, fast_norms = self._one_pass(few)
         except DoesNotFit:
             return False

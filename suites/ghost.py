@@ -11,7 +11,7 @@ vector's Jacobian, one for the batch: its squared norm is v_i^T (J J^T) v_i. Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,30 +33,60 @@ class DoesNotFit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One place where parameters meet the records: y = W a + b, y = w x̂ + b, or y = a + b. Names are None where nothing is trained."""
+    """One place where parameters meet the records: y = W a + b, y = w x̂ + b, or y = a + b. A name is None where nothing is trained."""
 
     kind: Literal["linear", "layer_norm", "shift"]
     weight: str | None
     bias: str | None
+    eps: float = 0.0  # layer_norm's
 
-    def squared_norms(self, a: Tensor | None, d: Tensor) -> Tensor:
-        """|g_i|^2 [..., B] of weight and bias, from inputs a (x̂) and output derivatives d [..., B, width]."""
-        squared = d.square().sum(-1)
-        total = torch.zeros_like(squared) if self.bias is None else squared
-        if self.weight is None or a is None:
-            return total
-        if self.kind == "layer_norm":
-            return total + (a * d).square().sum(-1)
-        size: Tensor = torch.linalg.vector_norm(a, dim=-1)
-        return total + size.square() * squared
 
-    def sums(self, a: Tensor | None, d: Tensor) -> Params:
-        """Gradients summed over records."""
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Uses of one kind and shape, G of them, with inputs a (layer_norm: x̂) [G, ..., B, in] and derivatives d [G, ..., B, width]."""
+
+    uses: tuple[Use, ...]
+    a: Tensor | None  # None for shifts
+    d: Tensor
+
+    @classmethod
+    def grouped(cls, uses: Mapping[str, Use], inputs: Params, deltas: Params) -> list[Alike]:
+        """Equal shapes together: a keyed network has dozens of small layers, whose cost is the number of operations."""
+        groups: dict[tuple[object, ...], list[str]] = {}
+        for name, use in uses.items():
+            shape = (name in inputs and inputs[name].shape[-1], deltas[name].shape[-1])
+            groups.setdefault((use.kind, use.bias is None, use.eps, *shape), []).append(name)
+
+        def stack(tensors: list[Tensor]) -> Tensor:
+            return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+
+        def alike(names: list[str]) -> Alike:
+            a = stack([inputs[name] for name in names]) if names[0] in inputs else None
+            if a is not None and uses[names[0]].kind == "layer_norm":
+                a = functional.layer_norm(a, a.shape[-1:], eps=uses[names[0]].eps)
+            return cls(tuple(uses[name] for name in names), a, stack([deltas[name] for name in names]))
+
+        return [alike(names) for names in groups.values()]
+
+    def squared_norms(self) -> Tensor:
+        """Sum of |g_i|^2 over the uses, [..., B]."""
+        if self.a is None:
+            return self.d.square().sum((0, -1))
+        biased = 0 if self.uses[0].bias is None else 1
+        if self.uses[0].kind == "layer_norm":
+            return (self.d.square() * (self.a.square() + biased)).sum((0, -1))
+        size: Tensor = torch.linalg.vector_norm(self.a, dim=-1)
+        return (self.d.square().sum(-1) * (size.square() + biased)).sum(0)
+
+    def sums(self, scale: Tensor) -> Params:
+        """Gradients summed over records with weights ``scale`` [..., B, 1]."""
+        scaled = self.d * scale
         total: Params = {}
-        if self.weight is not None and a is not None:
-            total[self.weight] = d.mT @ a if self.kind == "linear" else (a * d).sum(-2)
-        if self.bias is not None:
-            total[self.bias] = d.sum(-2)
+        if self.a is not None:
+            of_weights = scaled.mT @ self.a if self.uses[0].kind == "linear" else (scaled * self.a).sum(-2)
+            total |= {use.weight: each for use, each in zip(self.uses, of_weights, strict=True) if use.weight is not None}
+        if self.uses[0].bias is not None:
+            total |= {use.bias: each for use, each in zip(self.uses, scaled.sum(-2), strict=True) if use.bias is not None}
         return total
 
 
@@ -73,13 +103,13 @@ class Watch(TorchFunctionMode):
     def __init__(self, names: Mapping[int, str], probes: Probes, records: int) -> None:
         super().__init__()
         self._names, self._probes, self._records = names, probes, records
+        self._taken: set[str | None] = set()
         self.uses: dict[str, Use] = {}
         self.inputs: Params = {}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        touched = [self._names[id(tensor)] for tensor in _tensors((args, kwargs)) if id(tensor) in self._names]
-        if not touched:
+        if not self._touches(args) and not (kwargs and self._touches(kwargs.values())):
             return func(*args, **kwargs)
         if func is functional.linear:
             return self._linear(*args, **kwargs)
@@ -88,40 +118,44 @@ class Watch(TorchFunctionMode):
         if func in _ADDITIONS and not kwargs and len(args) == 2:
             return self._shift(*args)
         result = func(*args, **kwargs)
-        if any(True for _ in _tensors(result)):
-            raise DoesNotFit(f"{', '.join(touched)} in {getattr(func, '__name__', func)}")
+        if any(isinstance(part, Tensor) for part in (result if isinstance(result, list | tuple) else (result,))):
+            raise DoesNotFit(getattr(func, "__name__", str(func)))
         return result  # a shape, a type: no gradient runs through it
+
+    def _touches(self, values: Iterable[Any]) -> bool:
+        found = False
+        for value in values:  # no any(...): a generator would double the cost of every operation
+            found = found or id(value) in self._names or (isinstance(value, list | tuple) and self._touches(value))
+        return found
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         use = Use("linear", self._name(weight), self._name(bias))
-        return self._probed(use, input, functional.linear(input, weight, bias), keep=input)
+        return self._probed(use, input, functional.linear(input, weight, bias))
 
     def _layer_norm(
         self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
     ) -> Tensor:
         if len(normalized_shape) != 1:
             raise DoesNotFit("layer_norm over several axes")
-        use = Use("layer_norm", self._name(weight), self._name(bias))
-        output = functional.layer_norm(input, normalized_shape, weight, bias, eps)
-        return self._probed(use, input, output, keep=functional.layer_norm(input.detach(), normalized_shape, eps=eps))
+        use = Use("layer_norm", self._name(weight), self._name(bias), eps)
+        return self._probed(use, input, functional.layer_norm(input, normalized_shape, weight, bias, eps))
 
     def _shift(self, left: Tensor, right: Tensor) -> Tensor:
         vector, other = (left, right) if id(left) in self._names else (right, left)
         if not isinstance(other, Tensor) or vector.dim() != 1 or other.shape[-1:] != vector.shape:
             raise DoesNotFit("a parameter is added to something that is not [B, width]")
-        return self._probed(Use("shift", None, self._name(vector)), other, other + vector, keep=None)
+        return self._probed(Use("shift", None, self._name(vector)), other, other + vector)
 
-    def _probed(self, use: Use, input: Tensor, output: Tensor, keep: Tensor | None) -> Tensor:
-        place = use.weight or use.bias
-        known = {name for each in self.uses.values() for name in (each.weight, each.bias)}
-        per_record = input.dim() == 2 and len(input) == self._records and id(input) not in self._names
+    def _probed(self, use: Use, input: Tensor, output: Tensor) -> Tensor:
+        mine = {use.weight, use.bias} - {None}
         # A bias without its weight is no use of ours: the weight would then be something computed.
-        whole = use.kind == "shift" or use.weight is not None
-        if place is None or not per_record or not whole or {use.weight, use.bias} & (known - {None}):
-            raise DoesNotFit(place)
+        place = use.bias if use.kind == "shift" else use.weight
+        if place is None or mine & self._taken or id(input) in self._names or input.dim() != 2 or len(input) != self._records:
+            raise DoesNotFit(str(place))
+        self._taken |= mine
         self.uses[place] = use
-        if keep is not None:
-            self.inputs[place] = keep.detach()
+        if use.kind != "shift":
+            self.inputs[place] = input
         return output + self._probes(place, output.shape[-1])
 
     def _name(self, tensor: Tensor | None) -> str | None:
@@ -138,11 +172,14 @@ def expanded(modules: Mapping[str, nn.Module], probes: Probes, records: int, out
                 return None
             if output.dim() != 1:
                 raise DoesNotFit(name)
-            outputs.setdefault(name, output)  # called again, it says the same
-            return outputs[name].detach().expand(records, -1) + probes(name, len(output))
+            if name not in outputs:  # called again, it says the same
+                outputs[name] = output
+                handed[name] = output.detach().expand(records, -1) + probes(name, len(output))
+            return handed[name]
 
         return hand_on
 
+    handed: Params = {}
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
         yield
@@ -170,16 +207,5 @@ class Jacobian:
         return ((v @ gram) * v).sum(-1)
 
     def sums(self, v: Tensor) -> Params:
-        """Sum over records of J^T v_i, [L, ...] by name."""
-        return {name: torch.einsum("lm,ml...->l...", v.sum(-2), rows) for name, rows in self.rows.items()}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
+        """J^T v, [L, ...] by name, from v [L, m] summed over records."""
+        return {name: torch.einsum("lm,ml...->l...", v, rows) for name, rows in self.rows.items()}
