@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reports.flags import flag_results
 from suites.checks_attack import check_attack
 from suites.checks_defense import check_defense
 from suites.checks_draws import Draws, similarity
-from suites.checks_flags import flag_messages, flag_results
+from suites.checks_flags import flag_messages
 from suites.checks_result import CheckResult
 
 __all__ = ["CheckResult", "Draws", "check_attack", "check_defense", "flag_messages", "flag_results", "main", "similarity"]

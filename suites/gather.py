@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from reports import schema
+from reports.flags import with_flags
 from suites.closure import combined
 from suites.plan import Cell, Plan
 from suites.runner import Outcome
@@ -40,7 +41,8 @@ def results(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
         return schema.empty()
     frame = pd.DataFrame([{**row, "schema_version": schema.SCHEMA_VERSION} for row in rows])
     ordered = [*schema.RESULTS, *(name for name in frame.columns if name not in schema.RESULTS)]
-    return schema.validate(frame[ordered].astype({name: kind for name, kind in schema.RESULTS.items() if kind != schema.TEXT}))
+    table = frame[ordered].astype({name: kind for name, kind in schema.RESULTS.items() if kind != schema.TEXT})
+    return schema.validate(with_flags(table))
 
 
 def curves(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:

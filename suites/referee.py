@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from suites import registry, transcript
+from suites.checks_flags import flag_messages
 from suites.contracts import (
     Attack,
     Claim,
@@ -190,6 +191,9 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     rows += [_row(bench, measure, goal="cost") for measure in _costs(bench, trained)]
     claim = bench.stack.claim(bench.federation, bench.shape)
     rows += [_row(bench, measure, goal="utility") for measure in _claims(claim)]
+    inputs = bench.stack.prepare(bench.prepared.pool.x, trained.secret)
+    flags = flag_messages(evidence, bench.stack, bench.task, trained.module, inputs, bench.prepared.pool.y, claim)
+    rows += [_row(bench, measure, goal="utility") for measure in flags]
     _write(folder, rows, [], time.perf_counter() - started)
     (folder / "claim.json").write_text(json.dumps({} if claim is None else asdict(claim)))
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from reports import schema
+from reports.flags import with_flags
 from suites.checks import CheckResult, check_attack, check_defense, flag_messages, flag_results, main, similarity
 from suites.checks_defense import carried
 from suites.checks_stage import MEMBERS, Stage
@@ -383,6 +384,14 @@ def test_each_meaningless_evaluation_is_flagged() -> None:
     assert flags(*(rows([0.3, 0.31, 0.29], budget=b) for b in (1.0, 10.0))) == {}
     keyed = [rows([v, v + 0.01, v - 0.01], defense="infl", key=key) for v, key in ((0.8, "none"), (0.2, "right"))]
     assert flags(*keyed) == {"flag:oblivious_beats_aware": "lira"}
+
+
+def test_flags_join_the_table_they_are_about() -> None:
+    table = schema.validate(rows([0.0, 0.1, -0.1], unit="record", budget=1.0))
+    joined = schema.validate(with_flags(table))
+    assert list(joined["metric"]) == ["leakage"] * 3 + ["flag:no_power"]
+    assert (joined.dtypes == table.dtypes).all()
+    assert with_flags(rows([0.5, 0.52, 0.48])).equals(rows([0.5, 0.52, 0.48]))
 
 
 def test_upper_bounds_and_controls_are_left_out_of_flags() -> None:

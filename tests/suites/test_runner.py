@@ -202,6 +202,7 @@ def test_editing_one_attack_reruns_that_attack_and_nothing_else(suite: Path, tmp
     second = run(suite, tmp_path / "out")
     after = finished(tmp_path / "out")
     assert before.items() <= after.items()
+    first, second = (table[table["role"] != "flag"].reset_index(drop=True) for table in (first, second))  # flags speak of all seeds at once
     assert len(after) - len(before) == len(first[first["attack"] == "second.py:Second"])
     mine = (first["attack"] == "second.py:Second") & (first["status"] == "ok")
     assert (second["value"] - first["value"])[mine].round(9).eq(18).all()  # the new code ran
