@@ -146,7 +146,7 @@ def _find_entry(kind: Kind, ref: str) -> Plugin:
         singular = kind.removesuffix("s")
         variants = [known for known in shown if known.startswith(words[0] + ":")]
         if variants and name == words[0]:
-            raise RequestError(f"{singular} '{ref}' needs a variant; did you mean '{variants[0]}'?")
+            raise RequestError(f"{singular} '{ref}' needs a variant; write one of: {', '.join(variants)}")
         raise RequestError(f"there is no {singular} '{name.replace('.', ':')}'{did_you_mean(name.replace('.', ':'), shown)}")
     entry = entries[name]
     path = locate(entry.module)
