@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -43,8 +43,24 @@ def finished(out: Path) -> dict[str, bytes]:
 
 def start(suite: Path | str, out: Path, mark: Path, driver: str = DRIVER) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "FAKE_MARK": str(mark)}
-    log = (mark / "log.txt").open("ab")
-    return subprocess.Popen([sys.executable, "-c", driver, str(suite), str(out)], env=environment, stdout=log, stderr=log)
+    with (mark / "log.txt").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-c", driver, str(suite), str(out)], env=environment, stdout=log, stderr=log)
+    STARTED.append(process)
+    return process
+
+
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left_behind() -> Iterator[None]:
+    """A test that fails half-way ends the runs that it started, and only those."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def marked(mark: Path) -> list[int]:
