@@ -196,14 +196,20 @@ class Jacobian:
 
     @classmethod
     def of(cls, vector: Tensor, parameters: Params) -> Jacobian:
-        basis = torch.eye(vector.shape[-1], dtype=vector.dtype, device=vector.device)
-        basis = basis.unsqueeze(1).expand(-1, len(vector), -1)  # lanes do not touch each other: one vector asks all of them at once
-        rows = torch.autograd.grad(vector, list(parameters.values()), basis, is_grads_batched=True, materialize_grads=True)
-        return cls(dict(zip(parameters, rows, strict=True)))
+        count = vector.shape[-1]
+        rows: Sequence[Tensor | None] = [None] * len(parameters)
+        if vector.requires_grad:
+            basis = torch.eye(count, dtype=vector.dtype, device=vector.device)
+            basis = basis.unsqueeze(1).expand(-1, len(vector), -1)  # lanes do not touch each other: one vector asks all of them at once
+            rows = torch.autograd.grad(vector, list(parameters.values()), basis, is_grads_batched=True, allow_unused=True)
+        found = zip(parameters.items(), rows, strict=True)
+        return cls({name: p.new_zeros(count, *p.shape) if row is None else row for (name, p), row in found})
 
     def squared_norms(self, v: Tensor) -> Tensor:
         """v_i^T (J J^T) v_i, [L, B] from v [L, B, m]."""
-        gram = sum(torch.einsum("mlp,nlp->lmn", j.flatten(2), j.flatten(2)) for j in self.rows.values())
+        gram = v.new_zeros(len(v), v.shape[-1], v.shape[-1])
+        for rows in self.rows.values():
+            gram = gram + torch.einsum("mlp,nlp->lmn", rows.flatten(2), rows.flatten(2))
         return ((v @ gram) * v).sum(-1)
 
     def sums(self, v: Tensor) -> Params:
