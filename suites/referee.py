@@ -69,12 +69,12 @@ class Bench:
         self.spec = spec
         self.prepared: Prepared = prepare(spec, cache)
         self.task: Task = registry.find("tasks", spec["task"]).make()
-        self.defense: str = spec["defense"]
+        self.defense: str = registry.portable(spec["defense"])  # names it in tables and coordinates, wherever its file lies
         settings = dict(spec["federation"])
         given = Local(**settings.pop("local", {}))
         flaws = frozenset(settings.pop("flaws", ()))
         sites = len(self.prepared.sites)
-        stack = Stack([plugin.make() for plugin in registry.stack(self.defense)])
+        stack = Stack([plugin.make() for plugin in registry.stack(spec["defense"])])
         self.federation = Federation(topology=stack.topology, sites=sites, local=stack.local(given), flaws=flaws, **settings)
         sizes = [len(site) for site in self.prepared.sites]
         self.shape = Shape(
@@ -82,7 +82,7 @@ class Bench:
         )
         self.stack: Stack = stack.plan(self.federation, self.shape)
         data = spec["data"].get("name") or Path(str(spec["data"]["path"])).stem
-        self.where = (spec["suite"], spec["task"], data, "seed", spec["seed"])
+        self.where = (spec["suite"], registry.portable(spec["task"]), data, "seed", spec["seed"])
 
     def assignment(self) -> Assignment:
         return Assignment(self.prepared.sites, (*self.where, "target"), (*self.where, "target", self.defense))
@@ -220,13 +220,14 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     threat = Threat(**spec["threat"])
     plugin = registry.find("attacks", spec["attack"])
     attack: Attack = plugin.make()
-    where = {"attack": spec["attack"], "goal": attack.goal, "view": threat.view, "key": threat.key_label}
+    name = registry.portable(spec["attack"])
+    where = {"attack": name, "goal": attack.goal, "view": threat.view, "key": threat.key_label}
     reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
     reason = why_not(attack, threat.view, bench.stack, has_references=bool(reference_folders))
     curves: list[Row] = []
     if reason is None:
         try:
-            rows, curves = Trial(bench, threat, inputs["train"], reference_folders).run(attack, spec["attack"], where)
+            rows, curves = Trial(bench, threat, inputs["train"], reference_folders).run(attack, name, where)
         except Skip as skip:
             reason = str(skip)
     if reason is not None:
