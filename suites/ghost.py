@@ -142,7 +142,7 @@ class Watch(TorchFunctionMode):
 
     def _shift(self, left: Tensor, right: Tensor) -> Tensor:
         vector, other = (left, right) if id(left) in self._names else (right, left)
-        if not isinstance(other, Tensor) or vector.dim() != 1 or other.shape[-1:] != vector.shape:
+        if not isinstance(other, Tensor) or other.shape[-1:] != vector.shape:
             raise DoesNotFit("a parameter is added to something that is not [B, width]")
         return self._probed(Use("shift", None, self._name(vector)), other, other + vector)
 
