@@ -173,7 +173,7 @@ def _flags(results: pd.DataFrame) -> list[Block]:
                 for a, d in zip(own["attack"], own["defense"], strict=True)
             )
         )
-        lines.append(f"{words.metric(str(metric))}: {reason or words.number(float(own['value'].max()))} ({where})")
+        lines.append(f"{words.metric(str(metric).removeprefix('flag:'))}: {reason or words.number(float(own['value'].max()))} ({where})")
     return [Block("flags", lines)] if lines else []
 
 
@@ -264,8 +264,10 @@ def limits_in_words(results: pd.DataFrame, record: Mapping[str, Any]) -> list[st
         "The referee follows the protocol: nobody lies about what is broadcast or sent, unless a threat is called active.",
     ]
     seeds = results["seed"].nunique() if len(results) else 0
-    if 0 < seeds < 10:
-        said.append(f"{seeds} seed{'s are' if seeds > 1 else ' is'} few: intervals over seeds are wide and rest on Student's t.")
+    if seeds == 1:
+        said.append("One seed: intervals are over the records or targets of that seed and say nothing of what another seed would give.")
+    elif 1 < seeds < 10:
+        said.append(f"{seeds} seeds are few: intervals over seeds are wide and rest on Student's t.")
     if dict(dict(record.get("request") or {}).get("split") or {}).get("unit") == "record":
         said.append(
             "Records, not persons, are the unit: where a person has several records, that person's membership is easier to "

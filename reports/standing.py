@@ -195,7 +195,8 @@ def openings(results: pd.DataFrame) -> pd.DataFrame:
     tried = [_tried(attack, key) for attack, key in zip(rows["attack"], rows["key"], strict=True)]
     rows = rows.assign(tried=tried, many=rows["attack"].eq(WRONG_KEYS) & pd.Series(tried, index=rows.index).eq("wrong"))
     rows = rows[rows["many"] | ~rows.groupby(["defense", "tried"])["many"].transform("any")]  # twenty wrong keys rather than one
-    return _over_seeds(rows, ["defense", "tried"]).rename(columns={"tried": "key"})
+    found = _over_seeds(rows, ["defense", "tried"]).rename(columns={"tried": "key"})
+    return found[found["value"].notna()].reset_index(drop=True)
 
 
 def _tried(attack: str, key: str) -> str:

@@ -119,6 +119,8 @@ def scientific(value: float) -> str:
     """``3.2e-08`` → ``3.2·10⁻⁸``."""
     if not math.isfinite(value):
         return MISSING
+    if value == 0:
+        return "0"
     mantissa, _, exponent = f"{value:.1e}".partition("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa}·10{raised}".replace("-", "\N{MINUS SIGN}")

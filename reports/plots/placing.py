@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 
 from reports.plots.style import MUTED, PAPER
 
@@ -19,6 +21,8 @@ _RINGS: Final = (7.0, 11.0, 16.0, 23.0, 32.0, 44.0, 62.0, 90.0)  # points
 _ANGLES: Final = 16
 _SWEEPS: Final = 12
 
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 Segment = tuple[float, float, float, float]
 
@@ -41,7 +45,7 @@ def place(axes: Any, labels: Sequence[Label], *, lines: Sequence[Segment] = (), 
     figure = axes.figure
     figure.canvas.draw()  # fixes the layout, so that data coordinates have their final pixels
     scale = figure.dpi / 72.0
-    points = [tuple(axes.transData.transform((label.x, label.y))) for label in labels]
+    points = np.array([axes.transData.transform((label.x, label.y)) for label in labels])
     texts = [
         axes.annotate(label.text, (label.x, label.y), fontsize=size, color=label.colour, linespacing=1.05, zorder=6, annotation_clip=False)
         for label in labels
@@ -53,15 +57,14 @@ def place(axes: Any, labels: Sequence[Label], *, lines: Sequence[Segment] = (), 
     window = axes.get_window_extent(renderer)
     frame = (window.x0 + 2, window.y0 + 2, window.x1 - 2, window.y1 - 2)
     reach = radius * scale
-    blocks = [(x - reach, y - reach, x + reach, y + reach) for x, y in points]
-    strokes = [(*axes.transData.transform((a, b)), *axes.transData.transform((c, d))) for a, b, c, d in lines]
+    blocks = np.concatenate([points - reach, points + reach], axis=1)
+    strokes = axes.transData.transform(np.array(lines, dtype=float).reshape(-1, 2)).reshape(-1, 4)
     chosen = _search(points, sizes, blocks, strokes, frame, scale)
     for label, text, box, point in zip(labels, texts, chosen, points, strict=True):
-        x, y = axes.transData.inverted().transform(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
-        text.set_position((x, y))
+        text.set_position(axes.transData.inverted().transform((box[:2] + box[2:]) / 2))
         text.set_ha("center")
         text.set_va("center")
-        foot = _nearest(box, point)
+        foot = np.clip(point, box[:2], box[2:])
         if math.dist(foot, point) > 14 * scale:
             end = axes.transData.inverted().transform(foot)
             axes.plot([label.x, end[0]], [label.y, end[1]], color=MUTED, linewidth=0.6, zorder=2, clip_on=False)
@@ -89,20 +92,20 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def _search(
-    points: Sequence[Any], sizes: Sequence[tuple[float, float]], blocks: Sequence[Box], strokes: Sequence[Segment], frame: Box, scale: float
-) -> list[Box]:
+    points: Floats, sizes: Sequence[tuple[float, float]], blocks: Floats, strokes: Floats, frame: Box, scale: float
+) -> list[Floats]:
+    """The chosen box of every label; ``points`` [n, 2], ``blocks`` [n, 4] and ``strokes`` [m, 4] in pixels."""
     options = [_candidates(point, size, scale) for point, size in zip(points, sizes, strict=True)]
-    alone = [
-        [_alone(box, point, blocks, strokes, frame, scale, own) for box in boxes]
-        for own, (boxes, point) in enumerate(zip(options, points, strict=True))
-    ]
-    pick = [min(range(len(cost)), key=cost.__getitem__) for cost in alone]
+    alone = [_alone(boxes, points, blocks, strokes, frame, scale, own) for own, boxes in enumerate(options)]
+    pick = [int(cost.argmin()) for cost in alone]
     for _ in range(_SWEEPS):
         moved = False
         for i, boxes in enumerate(options):
-            others = [(options[j][pick[j]], points[j]) for j in range(len(options)) if j != i]
-            cost = [alone[i][c] + sum(_pair(box, points[i], other, point) for other, point in others) for c, box in enumerate(boxes)]
-            best = min(range(len(cost)), key=cost.__getitem__)
+            cost = alone[i].copy()
+            for j, theirs in enumerate(options):
+                if j != i:
+                    cost += _pair(boxes, points[i], theirs[pick[j]], points[j])
+            best = int(cost.argmin())
             moved |= best != pick[i]
             pick[i] = best
         if not moved:
@@ -110,72 +113,65 @@ def _search(
     return [boxes[choice] for boxes, choice in zip(options, pick, strict=True)]
 
 
-def _candidates(point: Any, size: tuple[float, float], scale: float) -> list[Box]:
-    x, y = point
-    width, height = size
-    found = []
-    for ring in _RINGS:
-        for step in range(_ANGLES):
-            angle = 2 * math.pi * step / _ANGLES
-            dx, dy = math.cos(angle), math.sin(angle)
-            # the box touches the ring with the side or corner that faces the mark
-            cx = x + dx * ring * scale + (width / 2) * max(-1.0, min(1.0, 1.8 * dx))
-            cy = y + dy * ring * scale + (height / 2) * max(-1.0, min(1.0, 1.8 * dy))
-            found.append((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2))
-    return found
+def _candidates(point: Floats, size: tuple[float, float], scale: float) -> Floats:
+    """Boxes [c, 4] that touch a ring round the mark with the side or corner that faces it, nearest rings first."""
+    angle = 2 * np.pi * np.arange(_ANGLES) / _ANGLES
+    ring, dx, dy = (part.ravel() for part in np.broadcast_arrays(np.array(_RINGS)[:, None] * scale, np.cos(angle), np.sin(angle)))
+    x = point[0] + dx * ring + size[0] / 2 * np.clip(1.8 * dx, -1, 1)
+    y = point[1] + dy * ring + size[1] / 2 * np.clip(1.8 * dy, -1, 1)
+    return np.stack([x - size[0] / 2, y - size[1] / 2, x + size[0] / 2, y + size[1] / 2], axis=1)
 
 
-def _alone(box: Box, point: Any, blocks: Sequence[Box], strokes: Sequence[Segment], frame: Box, scale: float, own: int) -> float:
-    cost: float = float(math.dist(_nearest(box, point), point) / scale)
-    cost += 0.15 * abs((box[1] + box[3]) / 2 - point[1]) / scale  # sideways reads better than above
-    for index, block in enumerate(blocks):
-        if _overlap(box, block) > 0:
-            cost += 400.0 if index != own else 150.0
-        elif index != own and _crosses((*point, *_nearest(box, point)), block):
-            cost += 60.0
-    cost += sum(45.0 for stroke in strokes if _crosses(stroke, box))
-    outside = max(frame[0] - box[0], 0) + max(frame[1] - box[1], 0) + max(box[2] - frame[2], 0) + max(box[3] - frame[3], 0)
-    return cost + (1e4 + outside if outside > 0 else 0.0)
+def _alone(boxes: Floats, points: Floats, blocks: Floats, strokes: Floats, frame: Box, scale: float, own: int) -> Floats:
+    """What each candidate of one label costs, whatever the others do [c]."""
+    point = points[own]
+    leaders = _leaders(boxes, point)
+    cost: Floats = np.hypot(leaders[:, 2] - point[0], leaders[:, 3] - point[1]) / scale
+    cost += 0.15 * np.abs((boxes[:, 1] + boxes[:, 3]) / 2 - point[1]) / scale  # sideways reads better than above
+    covers = _overlap(boxes[:, None], blocks[None])  # [c, n]
+    foreign = np.arange(len(blocks)) != own
+    cost += np.where(covers, np.where(foreign, 400.0, 150.0), 60.0 * (foreign & _crosses(leaders[:, None], blocks[None]))).sum(axis=1)
+    if len(strokes):
+        cost += 45.0 * _crosses(strokes[None], boxes[:, None]).sum(axis=1)
+    outside = np.maximum(np.array(frame[:2]) - boxes[:, :2], 0).sum(axis=1) + np.maximum(boxes[:, 2:] - np.array(frame[2:]), 0).sum(axis=1)
+    return cost + np.where(outside > 0, 1e4 + outside, 0.0)
 
 
-def _pair(box: Box, point: Any, other: Box, apart: Any) -> float:
-    if _overlap(_grown(box, 1.5), other) > 0:
-        return 2000.0
-    leader, theirs = (*point, *_nearest(box, point)), (*apart, *_nearest(other, apart))
-    return 120.0 * (_crosses(leader, other) or _crosses(theirs, box)) + 80.0 * _meet(leader, theirs)
+def _pair(boxes: Floats, point: Floats, other: Floats, apart: Floats) -> Floats:
+    """What each candidate costs beside another label's place [c]."""
+    leaders, theirs = _leaders(boxes, point), _leaders(other[None], apart)[0]
+    tangled = 120.0 * (_crosses(leaders, other) | _crosses(theirs, boxes)) + 80.0 * _meet(leaders, theirs)
+    return np.where(_overlap(boxes + np.array([-1.5, -1.5, 1.5, 1.5]), other), 2000.0, tangled)
 
 
-def _nearest(box: Box, point: Any) -> tuple[float, float]:
-    return (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
+def _leaders(boxes: Floats, point: Floats) -> Floats:
+    """Segments from a mark to the nearest point of each box [c, 4]."""
+    foot = np.clip(point, boxes[:, :2], boxes[:, 2:])
+    return np.concatenate([np.broadcast_to(point, foot.shape), foot], axis=1)
 
 
-def _grown(box: Box, by: float) -> Box:
-    return (box[0] - by, box[1] - by, box[2] + by, box[3] + by)
+def _overlap(a: Floats, b: Floats) -> Flags:
+    sides = (a[..., 0] < b[..., 2], b[..., 0] < a[..., 2], a[..., 1] < b[..., 3], b[..., 1] < a[..., 3])
+    return np.asarray(np.logical_and.reduce(np.broadcast_arrays(*sides)))
 
 
-def _overlap(a: Box, b: Box) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _crosses(segments: Floats, boxes: Floats) -> Flags:
+    """Whether segments pass through boxes (Liang and Barsky's clipping), broadcast over leading axes."""
+    x0, y0, x1, y1 = (segments[..., i] for i in range(4))
+    enter, leave, inside = np.array(0.0), np.array(1.0), np.array(True)
+    edges = ((x0 - x1, x0 - boxes[..., 0]), (x1 - x0, boxes[..., 2] - x0), (y0 - y1, y0 - boxes[..., 1]), (y1 - y0, boxes[..., 3] - y0))
+    for along, room in edges:
+        p, q = np.broadcast_arrays(along, room)
+        t = np.divide(q, p, out=np.zeros(p.shape), where=p != 0)
+        enter = np.where(p < 0, np.maximum(enter, t), enter)
+        leave = np.where(p > 0, np.minimum(leave, t), leave)
+        inside = inside & ~((p == 0) & (q < 0))
+    return np.asarray(inside & (enter < leave))
 
 
-def _crosses(segment: Segment, box: Box) -> bool:
-    """Whether a segment passes through a box (Liang and Barsky's clipping)."""
-    x0, y0, x1, y1 = segment
-    enter, leave = 0.0, 1.0
-    for p, q in ((x0 - x1, x0 - box[0]), (x1 - x0, box[2] - x0), (y0 - y1, y0 - box[1]), (y1 - y0, box[3] - y0)):
-        if p == 0:
-            if q < 0:
-                return False
-            continue
-        t = q / p
-        if p < 0:
-            enter = max(enter, t)
-        else:
-            leave = min(leave, t)
-    return enter < leave
+def _meet(a: Floats, b: Floats) -> Flags:
+    def side(s: Floats, x: Floats, y: Floats) -> Floats:
+        return np.asarray((s[..., 2] - s[..., 0]) * (y - s[..., 1]) - (s[..., 3] - s[..., 1]) * (x - s[..., 0]))
 
-
-def _meet(a: Segment, b: Segment) -> bool:
-    def side(s: Segment, x: float, y: float) -> float:
-        return (s[2] - s[0]) * (y - s[1]) - (s[3] - s[1]) * (x - s[0])
-
-    return side(a, b[0], b[1]) * side(a, b[2], b[3]) < 0 and side(b, a[0], a[1]) * side(b, a[2], a[3]) < 0
+    across = side(a, b[..., 0], b[..., 1]) * side(a, b[..., 2], b[..., 3]) < 0
+    return np.asarray(across & (side(b, a[..., 0], a[..., 1]) * side(b, a[..., 2], a[..., 3]) < 0))

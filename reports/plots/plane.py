@@ -137,16 +137,16 @@ def _ends(axes: Any, floor: float) -> list[Segment]:
         lines.append((x, axes.get_ylim()[0], x, axes.get_ylim()[1]))
     if math.isfinite(floor):
         axes.axhline(floor, color=style.MUTED, linewidth=0.9, dashes=(3, 2), zorder=1)
-        lines += [_write(axes, 0.98, floor, "largest class alone", -10.5), (LEFT - EDGE, floor, RIGHT + EDGE, floor)]
+        lines += [*_write(axes, 0.98, floor, "largest class alone", -10.5), (LEFT - EDGE, floor, RIGHT + EDGE, floor)]
     return lines
 
 
-def _write(axes: Any, x: float, y: float, text: str, above: float) -> Segment:
-    """A line's name at its right end, and the stretch that labels should leave free."""
+def _write(axes: Any, x: float, y: float, text: str, above: float) -> list[Segment]:
+    """A line's name at its right end, and the stretches that labels should leave free."""
     axes.annotate(text, (x, y), xytext=(0, above), textcoords="offset points", ha="right", fontsize=8, style="italic", color=style.MUTED)
     bottom, top = axes.get_ylim()
-    middle = y + (above + 3.5) / 72 / 4.0 * (top - bottom)
-    return (x - 0.0115 * len(text), middle, x, middle)
+    heights = [y + (above + up) / 72 / 4.0 * (top - bottom) for up in (0, 3.5, 7)]
+    return [(x - 0.0115 * len(text), height, x, height) for height in heights]
 
 
 def _front(axes: Any, drawn: pd.DataFrame) -> list[Segment]:
@@ -164,8 +164,8 @@ def _front(axes: Any, drawn: pd.DataFrame) -> list[Segment]:
     across, up = zip(*steps, strict=True)
     axes.fill_between(across, up, low, color=style.MUTED, alpha=0.06, linewidth=0, zorder=0)
     axes.plot(across, up, color=style.INK, linewidth=1.0, alpha=0.55, zorder=1.5)
-    name = _write(axes, 0.98, up[-1], "Pareto front", 3)
-    return [name, *((a[0], a[1], b[0], b[1]) for a, b in pairwise(steps[1:]))]
+    named = _write(axes, 0.98, up[-1], "Pareto front", 3) if x[kept[-1]] < 0.75 else []
+    return [*named, *((a[0], a[1], b[0], b[1]) for a, b in pairwise(steps[1:]))]
 
 
 def _measured(axes: Any, row: Any, mark: style.Mark) -> list[Segment]:

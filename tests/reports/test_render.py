@@ -1,0 +1,272 @@
+"""The report's folder: whole or not at all, the same each time, self-contained, and standing on whatever table it is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tables_fixture import curves, record, results
+
+from reports import compare, drawing, page, render, schema
+from reports.schema import SchemaError
+
+VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "stop", "circle", "rect"}
+
+
+class Reader(HTMLParser):
+    """Collects ids, addresses and unclosed elements of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        held = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if held.get("id"):
+            self.ids.append(str(held["id"]))
+        self.addresses += [str(held[name]) for name in ("src", "href", "xlink:href", "data", "action") if held.get(name)]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    reader.close()
+    return reader
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return render.render(results(), curves(), record(), tmp_path_factory.mktemp("run")).parent
+
+
+def small() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two defenses, no partial keys: what needs many renderings stays quick."""
+    kept = ["fedavg", "infl:published"]
+    table, lines = results(), curves()
+    table = table[table["defense"].isin(kept) & ~table["key"].str.startswith("partial") & (table["view"] != "outsider")]
+    return table, lines[lines["defense"].isin(kept) & (lines["view"] == "server")]
+
+
+def test_the_page_is_whole_and_asks_nothing_of_a_network(folder: Path) -> None:
+    seen = read(folder / "index.html")
+    assert seen.wrong == []
+    assert seen.open == []
+    assert len(seen.ids) == len(set(seen.ids))
+    local = [a for a in seen.addresses if not a.startswith(("#", "data:"))]
+    assert all((folder / a).is_file() for a in local)
+    assert all(a[1:] in seen.ids for a in seen.addresses if a.startswith("#"))
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href|url\()\s*=?\s*[\"'(]?\s*(https?:)?//", text)
+    assert "@import" not in text
+    assert "@font-face" not in text
+
+
+def test_every_figure_comes_in_three_forms_and_every_table_in_two(folder: Path) -> None:
+    figures = {p.stem for p in (folder / "figures").iterdir()}
+    assert {f"{name}.{kind}" for name in figures for kind in ("svg", "pdf", "png")} == {p.name for p in (folder / "figures").iterdir()}
+    names = {p.stem for p in (folder / "tables").iterdir()}
+    assert {f"{name}.{kind}" for name in names for kind in ("csv", "tex")} == {p.name for p in (folder / "tables").iterdir()}
+    assert {"heatmap", "key-curve", "cost", "reconstructions", "roc-server-none", "plane-membership-server-without"} <= figures
+    assert {"utility", "leakage", "claims", "cost", "missing", "scores"} <= names
+
+
+def test_every_section_is_there(folder: Path) -> None:
+    text = " ".join(read(folder / "index.html").text)
+    for title in (
+        "Verdict",
+        "How to read this report",
+        "Claims and measurements",
+        "Threat model and limits",
+        "What was not measured",
+        "Do it again",
+    ):
+        assert title in text
+    assert "70, 70, 70, 70, 70" in text  # n at each site
+    assert "77aa0c51" in text  # digest
+    assert "FloatingPointError: loss is not finite" in text
+    assert "not resolvable: n0 x FPR = 1.4 < 3" in text
+    assert text.count("How to read it") == len({p.stem for p in (folder / "figures").iterdir()})
+
+
+def test_each_picture_says_in_one_sentence_how_to_read_it() -> None:
+    for section in page.sections(results(), curves(), record()):
+        for block in section.blocks:
+            if block.kind == "picture":
+                assert block.value.reading.endswith(".")
+                assert ". " not in block.value.reading
+                assert len(block.value.alt) > 20
+
+
+def test_the_same_tables_give_the_same_bytes(tmp_path: Path) -> None:
+    """In two processes with different hash seeds."""
+    table, lines = small()
+    table.to_parquet(tmp_path / "results.parquet")
+    lines.to_parquet(tmp_path / "curves.parquet")
+    (tmp_path / "record.json").write_text(json.dumps(record()))
+    made = []
+    for seed in ("1", "2"):
+        code = "import sys; from reports.render import report; report(sys.argv[1])"
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        )
+        made.append(digests(tmp_path / "report"))
+    assert made[0] == made[1]
+    assert len(made[0]) > 20
+
+
+def test_a_report_that_breaks_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, lines = small()
+    render.render(table, lines, record(), tmp_path)
+    before = digests(tmp_path / "report")
+    real = drawing.save
+
+    def full(picture: Any, where: Path) -> str:
+        if picture.name == "cost":
+            raise OSError(28, "No space left on device")
+        return real(picture, where)
+
+    monkeypatch.setattr(drawing, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        render.render(table, lines, record(), tmp_path)
+    assert digests(tmp_path / "report") == before
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_what_the_tables_say_is_text_not_markup(tmp_path: Path) -> None:
+    """A reason, a name or a title from elsewhere cannot enter the page as HTML."""
+    table, lines = small()
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    table = table.assign(reason=table["reason"].where(table["status"] == "ok", evil), data=table["data"] + evil)
+    text = render.render(
+        table, lines.assign(data=lines["data"] + evil), {**record(), "title": evil, "suite_text": evil}, tmp_path
+    ).read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_table_that_is_none_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="lacks the column"):
+        render.render(results().drop(columns="role"), curves(), {}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def failed(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[table["goal"].isin(schema.GOALS)].drop_duplicates(["defense", "attack", "view", "key", "seed"])
+    return rows.assign(metric="", value=np.nan, low=np.nan, high=np.nan, status="failed", role="score", reason="ValueError: boom")
+
+
+ODD = {
+    "nothing": lambda t: schema.empty(),
+    "all failed": failed,
+    "utility only": lambda t: t[t["goal"] == "utility"],
+    "attacks only": lambda t: t[t["goal"].isin(schema.GOALS)],
+    "one defense": lambda t: t[t["defense"] == "fedavg"],
+    "one seed": lambda t: t[t["seed"] == 0],
+    "controls only": lambda t: t[t["role"] == "control"],
+    "costs only": lambda t: t[t["goal"] == "cost"],
+    "values missing": lambda t: t.assign(value=np.nan, low=np.nan, high=np.nan, reason="not a number"),
+    "strangers": lambda t: t.assign(defense=t["defense"] + ":ρ=½", attack=t["attack"].where(t["attack"] == "", "x_" + t["attack"])),
+    "property": lambda t: t.assign(goal=t["goal"].replace("membership", "property")),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_tables_still_give_a_whole_page(name: str, tmp_path: Path) -> None:
+    table, lines = small()
+    seen = read(render.render(ODD[name](table), lines if name != "nothing" else schema.empty_curves(), {}, tmp_path))
+    assert seen.wrong == []
+    assert seen.open == []
+    assert "nan" not in " ".join(seen.text).split()
+
+
+def test_two_cohorts_have_pictures_of_their_own(tmp_path: Path) -> None:
+    table, lines = small()
+    table = table[table["goal"] != "reconstruction"]
+    both = pd.concat([table, table.assign(data="other")], ignore_index=True)
+    made = render.render(both, pd.concat([lines, lines.assign(data="other")]), record(), tmp_path).parent
+    names = {p.stem for p in (made / "figures").iterdir()}
+    assert {"quickstart-classification-pbmc68k-heatmap", "quickstart-classification-other-heatmap"} <= names
+
+
+def test_report_sets_two_runs_side_by_side(tmp_path: Path) -> None:
+    table, lines = small()
+    there = table.copy()
+    rows = (there["metric"] == "accuracy") & (there["role"] == "utility") & (there["defense"] == "infl:published")
+    there.loc[rows, ["value", "low", "high"]] -= 0.1
+    other = {**record(), "versions": {**record()["versions"], "torch": "2.6.0"}}
+    for name, held, about in (("here", table, record()), ("there", there, other)):
+        (tmp_path / name).mkdir()
+        held.to_parquet(tmp_path / name / "results.parquet")
+        lines.to_parquet(tmp_path / name / "curves.parquet")
+        (tmp_path / name / "record.json").write_text(json.dumps(about))
+    text = " ".join(read(render.report(tmp_path / "here", tmp_path / "there")).text)
+    assert "Side by side" in text
+    assert '"2.13.0" here, "2.6.0" there' in text
+    gap = compare.beside(table, there).set_index(["defense", "measure"])
+    assert gap.at[("infl:published", "accuracy"), "difference"] == pytest.approx(0.1)
+    assert gap.at[("fedavg", "accuracy"), "difference"] == pytest.approx(0.0)
+    assert not (tmp_path / "there" / "report").exists()
+
+
+def test_report_draws_again_what_render_drew(tmp_path: Path) -> None:
+    table, lines = small()
+    render.render(table, lines, record(), tmp_path)
+    before = digests(tmp_path / "report")
+    table.to_parquet(tmp_path / "results.parquet")
+    lines.to_parquet(tmp_path / "curves.parquet")
+    (tmp_path / "record.json").write_text(json.dumps(record()))
+    render.report(tmp_path)
+    assert digests(tmp_path / "report") == before
+
+
+def test_a_folder_without_results_is_told_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no results\.parquet, so there is nothing to report"):
+        render.report(tmp_path)
+
+
+def test_intervals_are_set_back_and_other_brackets_are_not() -> None:
+    assert str(render.ranged("0.8 [0.7, 0.9] x")) == '0.8 <span class="range">[0.7, 0.9]</span> x'
+    assert str(render.ranged("[INST] <b>")) == "[INST] &lt;b&gt;"
+
+
+def test_reports_import_nothing_of_the_other_packages() -> None:
+    """They know a table with named columns only."""
+    others = ("torch", "suites", "attacks", "baselines", "infl", "matplotlib.pyplot")
+    code = f"import sys, reports.render; print([m for m in {others} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
