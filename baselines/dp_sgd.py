@@ -56,16 +56,7 @@ class DPSGD(Defense):
         epochs: int | None = None,
         lr: float | None = None,
     ) -> None:
-        if epsilon is not None and noise_multiplier is not None:
-            raise RequestError("dp_sgd got both epsilon and noise_multiplier, but each fixes the other; give one of them")
-        if epsilon is not None and not 0 < epsilon < math.inf:
-            raise RequestError(f"dp_sgd got epsilon={epsilon:g}, but a budget is above 0 and finite; give 8, say, or noise_multiplier=0")
-        if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
-            raise RequestError(f"dp_sgd got noise_multiplier={noise_multiplier:g}, but a deviation is finite and at least 0; give 1, say")
-        if not 0 < delta < 1:
-            raise RequestError(f"dp_sgd got delta={delta:g}, but δ is a probability above 0 and below 1; give 1e-5, say")
-        if not 0 < clip < math.inf:
-            raise RequestError(f"dp_sgd got clip={clip:g}, but only a finite bound above 0 limits what a record changes; give 1.0, say")
+        accounting.check("dp_sgd", epsilon, noise_multiplier, delta, clip)
         if epochs is not None and epochs < 1:
             raise RequestError(f"dp_sgd got epochs={epochs}, but a site trains at least once a round; give 1 or more")
         if lr is not None and not 0 < lr < math.inf:

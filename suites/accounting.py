@@ -19,6 +19,20 @@ _CLOSE_ENOUGH = 0.995  # a calibrated ε lies in [0.995, 1] of its target
 _PRV_LIMIT = 300.0  # above it exp(ε) leaves the doubles; Rényi's bound is reported, and protects nothing either way
 
 
+def check(defense: str, epsilon: float | None, noise_multiplier: float | None, delta: float, clip: float) -> None:
+    """Refuse parameters under which no claim makes sense."""
+    if epsilon is not None and noise_multiplier is not None:
+        raise RequestError(f"{defense} got both epsilon and noise_multiplier, but each fixes the other; give one of them")
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        raise RequestError(f"{defense} got epsilon={epsilon:g}, but a budget is above 0 and finite; give 8, say, or noise_multiplier=0")
+    if noise_multiplier is not None and not 0 <= noise_multiplier < math.inf:
+        raise RequestError(f"{defense} got noise_multiplier={noise_multiplier:g}, but a deviation is finite and at least 0; give 1, say")
+    if not 0 < delta < 1:
+        raise RequestError(f"{defense} got delta={delta:g}, but δ is a probability above 0 and below 1; give 1e-5, say")
+    if not 0 < clip < math.inf:
+        raise RequestError(f"{defense} got clip={clip:g}, but only a finite bound above 0 limits what one unit changes; give 1.0, say")
+
+
 def sampling(records: int, batch: int) -> tuple[float, int]:
     """Poisson rate q and steps an epoch for a site of ``records``: q = min(1, batch / records), ceil(records / batch) steps.
 

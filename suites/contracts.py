@@ -410,6 +410,8 @@ class Defense:
     topology: Topology = "federated"
     clip: Clip | None = None
     channel: Channel | None = None
+    equal_weights: bool = False  # every site counts 1 in the mean, and no n_k is sent
+    needs_channel: bool = False  # its claim is about a sum that only a channel keeps from being taken apart
     card: ClassVar[Card | None] = None
 
     def local(self, local: Local) -> Local:

@@ -244,7 +244,7 @@ class _Run:
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
             for r, assignment in enumerate(self.assignments):
                 broadcast = self.globals[r]
-                weights = [float(len(assignment.sites[s])) for s in participants[r]]
+                weights = [1.0 if self.stack.equal_weights else float(len(assignment.sites[s])) for s in participants[r]]
                 delivery = self._deliver(r, index, participants[r], updates[r], weights, b"round")
                 self.globals[r] = {
                     name: (value + delivery.combined[name]).to(value.dtype) if name in delivery.combined else value
@@ -307,9 +307,8 @@ class _Run:
             name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
             for name, value in updates[0].items()
         }
-        messages = tuple(
-            Message(site, "update", update, len(self.assignments[r].sites[site])) for site, update in zip(participants, updates)
-        )
+        counts = [None if self.stack.equal_weights else len(self.assignments[r].sites[site]) for site in participants]
+        messages = tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
         return Delivery(messages, combined, tuple(participants))
 
     def _probes(self, probes: Sequence[Probe], r: int) -> list[ProbeRecord]:

@@ -28,6 +28,11 @@ class Stack(Defense):
             raise RequestError("a channel such as secure_aggregation must be the one last layer of a stack: move it to the end after '+'")
         if topologies and len(self.layers) > 1:
             raise RequestError(f"{topologies.pop()!r} exchanges no updates, so nothing can be stacked on it with '+'; name it alone")
+        if not channels and any(layer.needs_channel for layer in self.layers):
+            raise RequestError(
+                "noise shared between sites protects their sum only, and here single updates are sent; add +secure_aggregation"
+            )
+        self.equal_weights = any(layer.equal_weights for layer in self.layers)
         self.clip = clipping[0].clip if clipping else None
         self.channel = channels[0].channel if channels else None
         self.topology = topologies.pop() if topologies else "federated"
