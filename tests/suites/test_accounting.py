@@ -61,6 +61,7 @@ def test_calibrated_noise_meets_its_target_at_the_worst_site(target: float, site
     assert 0.99 * target <= max(reached) <= target
 
 
+@pytest.mark.filterwarnings("ignore:Optimal order")
 def test_calibration_agrees_with_opacus() -> None:
     from opacus.accountants.utils import get_noise_multiplier
 
