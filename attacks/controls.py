@@ -18,6 +18,7 @@ class RandomGuess:
     """Control: draws from N(0, 1) in public units, the prior of a standardised record."""
 
     goal: ClassVar[Goal] = "reconstruction"
+    control: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
@@ -37,6 +38,7 @@ class ClassMean:
     """Control: the auxiliary mean of each record's class, the class read off the output bias; the overall mean where there is none."""
 
     goal: ClassVar[Goal] = "reconstruction"
+    control: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "predict", "key"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
@@ -65,6 +67,7 @@ class NearestAuxiliary:
     """Control: the auxiliary record nearest to what the closed form reads, which is no reconstruction but a plausible stand-in."""
 
     goal: ClassVar[Goal] = "reconstruction"
+    control: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = ClosedForm.needs
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
@@ -94,6 +97,7 @@ class OracleReconstruction:
     """Control: the true records; the upper end of the scale."""
 
     goal: ClassVar[Goal] = "reconstruction"
+    control: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = frozenset({"oracle"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
@@ -104,6 +108,7 @@ class RandomMembership:
     """Control: uniform scores."""
 
     goal: ClassVar[Goal] = "membership"
+    control: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
@@ -114,6 +119,7 @@ class OracleMembership:
     """Control: the true membership; the upper end of the scale."""
 
     goal: ClassVar[Goal] = "membership"
+    control: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = frozenset({"oracle"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:

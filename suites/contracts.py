@@ -327,7 +327,10 @@ class Guess:
 
 
 class Attack(Protocol):
-    """A plug-in attack: one class, one idea. ``needs`` lists all it reads; lacking one makes its row ``skipped``."""
+    """A plug-in attack: one class, one idea. ``needs`` lists all it reads; lacking one makes its row ``skipped``.
+
+    A class with ``control = True`` marks an end of a scale: printed beside the attacks, never the worst case.
+    """
 
     goal: ClassVar[Goal]
     needs: ClassVar[frozenset[Sees]]

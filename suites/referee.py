@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from suites.contracts import (
     Threat,
 )
 from suites.federation import Assignment, Trained, build, call, train
+from suites.meter import flop, peak_memory
 from suites.observation import Evidence, Guarded, Scene, Seen, why_not
 from suites.prepared import Prepared, prepare
 from suites.randomness import keys, stream
@@ -135,6 +135,12 @@ class Bench:
             keep=lambda r: target and (r % every == 0 or r == last),
             chunk=self.spec.get("engine", {}).get("chunk", 16),
         )
+
+    def one_round(self) -> None:
+        """The first round once more, unrecorded: what ``flop`` counts."""
+        federation = replace(self.federation, rounds=1)
+        records = self.prepared.validation
+        train(self.task, self.stack, federation, self.prepared.pool, [self.assignment()], validation=records, keep=lambda _: False, chunk=1)
 
     def secret(self) -> Secret | None:
         return self.stack.secret(keys(*self.assignment().defense_coordinates, "secret"))
@@ -301,7 +307,7 @@ class Trial:
         ]
         if guarded.upper_bound:
             measures = as_upper_bound(measures, "the truth")
-        if type(attack).__module__.rpartition(".")[2] == "controls":
+        if getattr(attack, "control", False):
             measures = as_control(measures)
         return [_row(self.bench, measure, **where) for measure in measures], [{**_cell(self.bench), **where, **curve} for curve in curves]
 
@@ -409,7 +415,8 @@ def _costs(bench: Bench, trained: Trained) -> list[Measure]:
     measured = {
         "training_seconds": trained.seconds,
         "samples_per_second": trained.samples / max(trained.seconds, 1e-9),
-        "peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024,
+        "peak_memory_bytes": float(peak_memory()),
+        "flop_per_round": float(flop(bench.one_round)),
         "bytes_up_per_round": sum(sent) / len(sent) if sent else 0.0,
         "bytes_down_per_round": sum(back) / len(back) if back else 0.0,
         "parameters": float(sum(t.numel() for t in trained.finals[0].values())),

@@ -169,7 +169,7 @@ class KeyVector:
         self.optimiser = optimiser
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        targets = [target for target in seen.targets if self.optimiser in ("any", target.optimiser)]
+        targets = [target for target in self.messages(seen) if self.optimiser in ("any", target.optimiser)]
         if not targets:
             raise Skip(f"no probe message of kind {self.optimiser} is in sight; add one to the suite's probes")
         first = min(target.round for target in targets)  # the vector moves as the encoder is trained
@@ -181,11 +181,18 @@ class KeyVector:
         name = f"shared_input:{len(best.vector)}"
         return Guess({name: best.vector.float()}, certified=torch.tensor([best.certain]), notes=notes)
 
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        """What is read: single sites' messages."""
+        return seen.targets
+
 
 class KeyVectorOfSum(KeyVector):
     """The same from a sum over sites: all sites share one key vector, so secure aggregation does not hide it."""
 
     needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums"})
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.target_sums
 
 
 def _of(target: Target) -> list[Shared]:

@@ -20,6 +20,7 @@ class Blind:
     """Membership from records alone: members are further from the auxiliary records only if the split leaks."""
 
     goal: ClassVar[Goal] = "membership"
+    control: ClassVar[bool] = True  # it sees no model, so what it finds is the split's leakage
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates", "auxiliary"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
