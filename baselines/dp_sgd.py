@@ -85,12 +85,13 @@ class DPSGD(Defense):
             return clipped_sum
         assert self.clip is not None
         deviation = self.noise_multiplier * self.clip.norm
-        flat = torch.cat([tensor.reshape(-1) for tensor in clipped_sum.values()])  # one draw, since many small ones take longer
-        # Drawn where the generator lives, so that every device adds the same.
-        drawn = torch.empty(flat.shape, dtype=flat.dtype, device=rng.device).normal_(0.0, deviation, generator=rng)
-        flat += drawn.to(flat.device)
-        parts = torch.split(flat, [tensor.numel() for tensor in clipped_sum.values()])
-        return {name: part.view(tensor.shape) for (name, tensor), part in zip(clipped_sum.items(), parts, strict=True)}
+        tensors = list(clipped_sum.values())
+        sizes = [tensor.numel() for tensor in tensors]
+        # Drawn where the generator lives, so that every device adds the same; at once, since many small draws take longer.
+        drawn = torch.empty(sum(sizes), dtype=tensors[0].dtype, device=rng.device).normal_(0.0, deviation, generator=rng)
+        noisy = [part.view(tensor.shape) for tensor, part in zip(tensors, torch.split(drawn.to(tensors[0].device), sizes), strict=True)]
+        torch._foreach_add_(noisy, tensors)
+        return dict(zip(clipped_sum, noisy, strict=True))
 
     def claim(self, federation: Federation, shape: Shape) -> Claim | None:
         if self.noise_multiplier is None:

@@ -12,37 +12,29 @@ they differ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap  # not grad: its first call imports sympy and dynamo, 1.4 s
+from torch.func import vmap
 
 from suites.contracts import Params, RequestError
-from suites.ghost import Alike, DoesNotFit, Jacobian, Probes, Use, Watch, expanded
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], y [B] or [B, K] -> [B]
+from suites.ghost import Alike, DoesNotFit, Jacobian, Tap, Use, Watch, expanded
+from suites.per_record import Batch, EachRecord, Loss, pick
 
 _CHECKED_RECORDS = 4
-_FLOATS_AT_ONCE = 1 << 26  # per-record gradients that the exact path holds together: 256 MB
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """One step's arguments; ``lane`` has no leading axis any more."""
+@dataclass(slots=True)
+class _Run:
+    """What a watched forward pass left: uses and their inputs by name, and the batch-shared vectors."""
 
-    params: Params
-    private: Params
-    x: Tensor
-    y: Tensor
-    weight: Tensor
-    norm: float
-
-    def lane(self, k: int) -> _Batch:
-        params, private = _pick(self.params, k), _pick(self.private, k)
-        return _Batch(params, private, self.x[k], self.y[k], self.weight[k].to(self.x.dtype), self.norm)
+    uses: dict[str, Use]
+    inputs: Params
+    vectors: Params
 
 
 class ClippedSum:
@@ -67,16 +59,14 @@ class ClippedSum:
         self._module = module
         self._loss = loss
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
-        self._tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - set(self._shapes)
-        first = {id(buffer): name for name, buffer in module.named_buffers()}
-        self._same = {n: first[id(b)] for n, b in module.named_buffers(remove_duplicate=False) if first[id(b)] != n}
-        self._own_buffers = {name: buffer.shape for name, buffer in module.named_buffers()}
+        self._places = _places(module)
+        self._each_record = EachRecord(module, loss)
         self._shared = {name: part for name, part in module.named_modules() if getattr(part, "batch_shared", False)}
         self._behind = {name: [f"{name}.{own}" for own, _ in part.named_parameters()] for name, part in self._shared.items()}
         self._met = set(self._shapes).difference(*self._behind.values())  # the parameters that meet records themselves
         self._widths: dict[str, int] = {}  # of the probes
         self._checked = False
-        self._ghost = not self._tied
+        self._ghost = True
 
     @property
     def ghost(self) -> bool:
@@ -103,7 +93,7 @@ class ClippedSum:
         """
         if not norm > 0:
             raise RequestError(f"the clipping norm is {norm:g}, but only a bound above 0 leaves a gradient to add; give clip=1.0, say")
-        batch = _Batch(params, private, x, y, weight, norm)
+        batch = Batch(params, private, x, y, weight, norm)
         if x.shape[1] == 0:
             return {name: torch.zeros_like(params[name]) for name in self._shapes}, torch.zeros_like(weight)
         if self._ghost and not self._checked:
@@ -118,27 +108,25 @@ class ClippedSum:
 
     # ------------------------------------------------------------------------------------------------------- one pass
 
-    def _one_pass(self, batch: _Batch) -> tuple[Params, Tensor]:
+    def _one_pass(self, batch: Batch) -> tuple[Params, Tensor]:
         lanes, records = batch.x.shape[:2]
         lead = (records,) if lanes == 1 else (lanes, records)  # one lane runs without vmap
         fixed = {n: tensor.detach() if tensor.requires_grad else tensor for n, tensor in {**batch.params, **batch.private}.items()}
-        uses: dict[str, Use] = {}
         with torch.enable_grad():
             fixed |= {name: fixed[name].detach().requires_grad_() for names in self._behind.values() for name in names}
-            probes = batch.x.new_zeros(*lead, sum(self._widths.values()), requires_grad=True)
             if lanes == 1:
-                outputs, inputs, vectors = self._probed(uses, probes, _pick(fixed, 0), batch.x[0])
-                vectors = {name: vector.unsqueeze(0) for name, vector in vectors.items()}
+                outputs, run, tapped = self._tapped(pick(fixed, 0), batch.x[0])
+                run.vectors = {name: vector.unsqueeze(0) for name, vector in run.vectors.items()}
             else:
-                outputs, inputs, vectors = vmap(partial(self._probed, uses), randomness="different")(probes, fixed, batch.x)
+                outputs, run, tapped = self._probed(fixed, batch.x)
             # The loss stays outside vmap: cross-entropy under vmap is decomposed in Python, and its first call imports sympy.
             losses = self._loss(outputs.flatten(0, -2), batch.y.flatten(0, 1))
-            (deltas,) = torch.autograd.grad(losses.sum(), [probes], materialize_grads=True)
-            jacobians = {name: Jacobian.of(vector, {own: fixed[own] for own in self._behind[name]}) for name, vector in vectors.items()}
+            slopes = torch.autograd.grad(losses.sum(), list(tapped.values()), materialize_grads=True)
+            jacobians = {name: Jacobian.of(v, {own: fixed[own] for own in self._behind[name]}) for name, v in run.vectors.items()}
         with torch.no_grad():
             weight = batch.weight.to(batch.x.dtype).reshape(lead)
-            each = self._split(deltas)
-            groups = Alike.grouped(uses, inputs, each)
+            each = dict(zip(tapped, slopes, strict=True))
+            groups = Alike.grouped(run.uses, run.inputs, each)
             squared = [torch.zeros_like(weight), *(group.squared_norms() for group in groups)]
             squared += [j.squared_norms(each[name].reshape(lanes, records, -1)).view(lead) for name, j in jacobians.items()]
             norms = torch.stack(squared).sum(0).sqrt()
@@ -153,83 +141,68 @@ class ClippedSum:
         sums = {name: total[name].view(lanes, *shape) for name, shape in self._shapes.items()}
         return sums, (norms * (weight != 0)).view(lanes, records)
 
-    def _split(self, together: Tensor) -> Params:
-        return dict(zip(self._widths, torch.split(together, list(self._widths.values()), dim=-1), strict=True))
+    def _tapped(self, tensors: Params, x: Tensor) -> tuple[Tensor, _Run, Params]:
+        """One lane: each place's own output is what the losses are differentiated by."""
+        tapped: Params = {}
 
-    def _probed(self, uses: dict[str, Use], probes: Tensor, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
-        """Outputs [B, K], the inputs where parameters meet records, and the batch-shared vectors; ``uses`` is filled."""
-        each = self._split(probes)
+        def tap(name: str, output: Tensor) -> Tensor:
+            tapped[name] = output if output.requires_grad else output.requires_grad_()
+            return output
 
-        def probe(name: str, width: int) -> Tensor:
-            if self._widths.get(name) != width:
-                raise DoesNotFit(name)
-            return each[name]
+        outputs, run = self._watched(tap, tensors, x)
+        return outputs, run, tapped
 
-        return self._watched(uses, probe, tensors, x)
+    def _probed(self, fixed: Params, x: Tensor) -> tuple[Tensor, _Run, Params]:
+        """Many lanes: nothing inside vmap can be asked for its gradient, so a zero *probe* from outside is added at each place."""
+        probes = {name: x.new_zeros(*x.shape[:2], width, requires_grad=True) for name, width in self._widths.items()}
+        uses: dict[str, Use] = {}
 
-    def _watched(self, uses: dict[str, Use], probe: Probes, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
+        def lane(probes: Params, tensors: Params, x: Tensor) -> tuple[Tensor, Params, Params]:
+            def tap(name: str, output: Tensor) -> Tensor:
+                if name not in probes:  # the first pass did not come by here
+                    raise DoesNotFit(name)
+                return output + probes[name]
+
+            outputs, run = self._watched(tap, tensors, x)
+            uses.update(run.uses)
+            return outputs, run.inputs, run.vectors
+
+        outputs, inputs, vectors = vmap(lane, randomness="different")(probes, fixed, x)
+        return outputs, _Run(uses, inputs, vectors), probes
+
+    def _watched(self, tap: Tap, tensors: Params, x: Tensor) -> tuple[Tensor, _Run]:
         vectors: Params = {}
-        same = {name: tensors[first] for name, first in self._same.items() if first in tensors}
-        watch = Watch({id(tensors[name]): name for name in self._met}, probe, len(x))
-        with expanded(self._shared, probe, len(x), vectors), watch:
-            outputs: Tensor = functional_call(self._module, {**tensors, **same}, (x,), tie_weights=False)
-        uses |= watch.uses
-        return outputs, watch.inputs, vectors
+        watch = Watch({id(tensors[name]): name for name in self._met}, tap, len(x))
+        with self._holding(tensors), expanded(self._shared, tap, len(x), vectors), watch:
+            outputs: Tensor = self._module(x)
+        return outputs, _Run(watch.uses, watch.inputs, vectors)
 
-    def _find_probes(self, batch: _Batch) -> None:
-        """Which probes this network needs, from a forward pass."""
+    @contextmanager
+    def _holding(self, tensors: Params) -> Iterator[None]:
+        """The module with these tensors in place of its own: ``functional_call`` without its search by name, which small nets feel."""
+        before = [(store, key, store[key]) for name in tensors for store, key in self._places.get(name, ())]
+        try:
+            for name, tensor in tensors.items():
+                for store, key in self._places.get(name, ()):
+                    store[key] = tensor
+            yield
+        finally:
+            for store, key, tensor in before:
+                store[key] = tensor
 
-        def probe(name: str, width: int) -> Tensor:
-            self._widths[name] = width
-            return batch.x.new_zeros(batch.x.shape[1], width)
+    def _find_widths(self, batch: Batch) -> None:
+        """How wide each probe has to be, from a forward pass."""
+
+        def tap(name: str, output: Tensor) -> Tensor:
+            self._widths[name] = output.shape[-1]
+            return output
 
         with torch.no_grad():
-            self._watched({}, probe, _pick({**batch.params, **batch.private}, 0), batch.x[0])
-
-    # ------------------------------------------------------------------------------------------------------- each record alone
-
-    def _each_record(self, batch: _Batch) -> tuple[Params, Tensor]:
-        done = [self._each_record_of(batch.lane(k)) for k in range(len(batch.x))]
-        return {name: torch.stack([total[name] for total, _ in done]) for name in self._shapes}, torch.stack([norms for _, norms in done])
-
-    def _each_record_of(self, lane: _Batch) -> tuple[Params, Tensor]:
-        parameters = {name: lane.params[name].detach() for name in self._shapes}
-        shared = {name: tensor.detach() for name, tensor in {**lane.params, **lane.private}.items() if name not in parameters}
-        shared = {name: tensor for name, tensor in shared.items() if name not in self._tied}  # they follow the parameter they are tied to
-        own = {name: shared.pop(name) for name in self._belonging_to_records(lane.private, leading=0)}
-
-        def of_one(parameters: Params, own: Params, x: Tensor) -> Tensor:
-            tensors = {**shared, **parameters, **{name: tensor.unsqueeze(0) for name, tensor in own.items()}}
-            outputs: Tensor = functional_call(self._module, tensors, (x.unsqueeze(0),))
-            return outputs.squeeze(0)
-
-        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        norms = torch.zeros_like(lane.weight)
-        at_once = max(1, _FLOATS_AT_ONCE // max(1, sum(tensor.numel() for tensor in parameters.values())))
-        for start in range(0, len(lane.x), at_once):
-            part = slice(start, start + at_once)
-            x, y, weight = lane.x[part], lane.y[part], lane.weight[part]
-            with torch.enable_grad():  # every record has a copy of the parameters, so one backward pass gives each its own gradient
-                copies = {name: tensor.expand(len(x), *tensor.shape).requires_grad_() for name, tensor in parameters.items()}
-                outputs = vmap(of_one, randomness="different")(copies, {name: tensor[part] for name, tensor in own.items()}, x)
-                slopes = torch.autograd.grad(self._loss(outputs, y).sum(), list(copies.values()), materialize_grads=True)
-            norms[part] = sum((slope.flatten(1).square().sum(1) for slope in slopes), torch.zeros_like(weight)).sqrt()
-            scale = weight * (lane.norm / norms[part]).clamp(max=1)
-            for name, slope in zip(copies, slopes, strict=True):
-                total[name] += torch.tensordot(scale, slope, dims=1)
-        return total, norms * (lane.weight != 0)
-
-    def _belonging_to_records(self, private: Params, leading: int) -> list[str]:
-        def per_record(name: str, tensor: Tensor) -> bool:
-            if tensor.shape[leading:] == self._own_buffers.get(name):
-                return name.rpartition(".")[2] == "mask" and tensor.dim() > leading + 1  # a mask as built, [1], drops nothing
-            return True
-
-        return [name for name, tensor in private.items() if per_record(name, tensor)]
+            self._watched(tap, pick({**batch.params, **batch.private}, 0), batch.x[0])
 
     # ------------------------------------------------------------------------------------------------------- trust, but verify
 
-    def _agrees(self, batch: _Batch) -> bool:
+    def _agrees(self, batch: Batch) -> bool:
         """Whether both paths give the same sums for the first records, at shifted parameters (a zero start must not hide a path)."""
         rng = torch.Generator(device=batch.x.device).manual_seed(0)
 
@@ -238,7 +211,7 @@ class ClippedSum:
                 return tensor[:1]
             return tensor[:1] + 0.1 * torch.randn(tensor[:1].shape, generator=rng, device=tensor.device, dtype=tensor.dtype)
 
-        own = set(self._belonging_to_records(batch.private, leading=1))
+        own = set(self._each_record.belonging_to_records(batch.private, leading=1))
         few = replace(
             batch,
             params={name: shifted(tensor) for name, tensor in batch.params.items()},
@@ -249,9 +222,9 @@ class ClippedSum:
             norm=float("inf"),
         )
         try:
-            self._find_probes(few)
+            self._find_widths(few)
             fast, fast_norms = self._one_pass(few)
-        except DoesNotFit:
+        except (DoesNotFit, RuntimeError):  # torch refuses to tap what is then changed in place
             return False
         slow, slow_norms = self._each_record(few)
         allowed = 1e-3 * max(float(slow_norms.max()), 1e-30)
@@ -259,8 +232,17 @@ class ClippedSum:
         return all(bool(torch.linalg.vector_norm(a - b) <= allowed) for a, b in pairs)
 
 
-def _pick(tensors: Params, k: int) -> Params:
-    return {name: tensor[k] for name, tensor in tensors.items()}
+def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Where a module keeps each parameter and buffer: by its first name, every place that holds it."""
+    names = {id(tensor): name for name, tensor in [*module.named_buffers(), *module.named_parameters()]}
+    places: dict[str, list[tuple[dict[str, Any], str]]] = {name: [] for name in names.values()}
+    for part in module.modules():
+        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for store in stores:
+            for key, tensor in store.items():
+                if tensor is not None:
+                    places[names[id(tensor)]].append((store, key))
+    return places
 
 
 def _refuse_batch_statistics(module: nn.Module) -> None:

@@ -1,11 +1,11 @@
 """How a network uses its parameters, seen while it runs: what one-pass clipping has to know.
 
 Every torch operation of a forward pass is watched. Three uses of a parameter have per-record gradients in closed form: the weight and
-bias of ``linear`` on [B, in], those of ``layer_norm`` on [B, width], and a vector added to [B, width]. At each such place a zero *probe* is
-added to the output; its gradient is the output's derivative d [B, width], record by record. Any other use of a parameter ends the watch.
+bias of ``linear`` on [B, in], those of ``layer_norm`` on [B, width], and a vector added to [B, width]. At each such place the output is
+*tapped*, to get its derivative d [B, width], record by record. Any other use of a parameter ends the watch.
 
 A module with ``batch_shared = True`` computes one vector [m] for the whole batch, from its parameters and no record (a key encoder). It is
-handed on as [B, m] with a probe, and record i's gradient of its parameters is J^T v_i, where v_i is the probe's gradient and J the
+handed on as [B, m] and tapped, and record i's gradient of its parameters is J^T v_i, where v_i is the tapped derivative and J the
 vector's Jacobian, one for the batch: its squared norm is v_i^T (J J^T) v_i. What follows such a module must take [m] and [B, m] alike.
 """
 
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from suites.contracts import Params
 
-Probes = Callable[[str, int], Tensor]
+Tap = Callable[[str, Tensor], Tensor]  # name and output [B, width] of a use -> the same values, with which the network goes on
 _ADDITIONS = (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
 
 
@@ -83,7 +83,12 @@ class Alike:
         scaled = self.d * scale
         total: Params = {}
         if self.a is not None:
-            of_weights = scaled.mT @ self.a if self.uses[0].kind == "linear" else (scaled * self.a).sum(-2)
+            if self.uses[0].kind == "layer_norm":
+                of_weights = (scaled * self.a).sum(-2)
+            elif len(self.uses) == 1:  # for one lane an ordinary matrix product, which is faster than a batch of one
+                of_weights = (scaled[0].mT @ self.a[0]).unsqueeze(0)
+            else:
+                of_weights = scaled.mT @ self.a
             total |= {use.weight: each for use, each in zip(self.uses, of_weights, strict=True) if use.weight is not None}
         if self.uses[0].bias is not None:
             total |= {use.bias: each for use, each in zip(self.uses, scaled.sum(-2), strict=True) if use.bias is not None}
@@ -91,18 +96,18 @@ class Alike:
 
 
 class Watch(TorchFunctionMode):
-    """Records each use of the parameters ``names`` (by identity) and adds the probe that carries the use's name.
+    """Records each use of the parameters ``names`` (by identity) and taps its output.
 
     Parameters
     ----------
     names : id of a tensor -> parameter name.
-    probes : a probe [B, width] for the use of that name and width.
+    tap : called with the use's name and its output.
     records : B.
     """
 
-    def __init__(self, names: Mapping[int, str], probes: Probes, records: int) -> None:
+    def __init__(self, names: Mapping[int, str], tap: Tap, records: int) -> None:
         super().__init__()
-        self._names, self._probes, self._records = names, probes, records
+        self._names, self._tap, self._records = names, tap, records
         self._taken: set[str | None] = set()
         self.uses: dict[str, Use] = {}
         self.inputs: Params = {}
@@ -130,7 +135,7 @@ class Watch(TorchFunctionMode):
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         use = Use("linear", self._name(weight), self._name(bias))
-        return self._probed(use, input, functional.linear(input, weight, bias))
+        return self._used(use, input, functional.linear(input, weight, bias))
 
     def _layer_norm(
         self, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
@@ -138,15 +143,15 @@ class Watch(TorchFunctionMode):
         if len(normalized_shape) != 1:
             raise DoesNotFit("layer_norm over several axes")
         use = Use("layer_norm", self._name(weight), self._name(bias), eps)
-        return self._probed(use, input, functional.layer_norm(input, normalized_shape, weight, bias, eps))
+        return self._used(use, input, functional.layer_norm(input, normalized_shape, weight, bias, eps))
 
     def _shift(self, left: Tensor, right: Tensor) -> Tensor:
         vector, other = (left, right) if id(left) in self._names else (right, left)
         if not isinstance(other, Tensor) or other.shape[-1:] != vector.shape:
             raise DoesNotFit("a parameter is added to something that is not [B, width]")
-        return self._probed(Use("shift", None, self._name(vector)), other, other + vector)
+        return self._used(Use("shift", None, self._name(vector)), other, other + vector)
 
-    def _probed(self, use: Use, input: Tensor, output: Tensor) -> Tensor:
+    def _used(self, use: Use, input: Tensor, output: Tensor) -> Tensor:
         mine = {use.weight, use.bias} - {None}
         # A bias without its weight is no use of ours: the weight would then be something computed.
         place = use.bias if use.kind == "shift" else use.weight
@@ -156,15 +161,15 @@ class Watch(TorchFunctionMode):
         self.uses[place] = use
         if use.kind != "shift":
             self.inputs[place] = input
-        return output + self._probes(place, output.shape[-1])
+        return self._tap(place, output)
 
     def _name(self, tensor: Tensor | None) -> str | None:
         return self._names.get(id(tensor))
 
 
 @contextmanager
-def expanded(modules: Mapping[str, nn.Module], probes: Probes, records: int, outputs: Params) -> Iterator[None]:
-    """While open, each batch-shared module hands on [B, m] plus its probe; its own vector [m] is left in ``outputs``."""
+def expanded(modules: Mapping[str, nn.Module], tap: Tap, records: int, outputs: Params) -> Iterator[None]:
+    """While open, each batch-shared module hands on [B, m], tapped; its own vector [m] is left in ``outputs``."""
 
     def hook(name: str) -> Callable[[nn.Module, Any, Tensor | None], Tensor | None]:
         def hand_on(_: nn.Module, __: Any, output: Tensor | None) -> Tensor | None:
@@ -174,7 +179,7 @@ def expanded(modules: Mapping[str, nn.Module], probes: Probes, records: int, out
                 raise DoesNotFit(name)
             if name not in outputs:  # called again, it says the same
                 outputs[name] = output
-                handed[name] = output.detach().expand(records, -1) + probes(name, len(output))
+                handed[name] = tap(name, output.detach().expand(records, -1))
             return handed[name]
 
         return hand_on

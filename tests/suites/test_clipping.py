@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from suites.clipping import ClippedSum, _Batch
+from suites.clipping import ClippedSum
 from suites.contracts import Params, RequestError
+from suites.per_record import Batch, EachRecord
 
 
 class Masked(nn.Module):
@@ -54,7 +57,7 @@ def batch(
     classes: int = 3,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> _Batch:
+) -> Batch:
     rng = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -66,14 +69,14 @@ def batch(
     weight = torch.ones(lanes, records, dtype=dtype)
     weight[:, records - 1 :] = 0.0  # the last one is padding
     y = torch.randint(classes, (lanes, records), generator=rng)
-    return _Batch(params, private, 3 * normal(lanes, records, features), y, weight, 1.0)
+    return Batch(params, private, 3 * normal(lanes, records, features), y, weight, 1.0)
 
 
-def clipped(module: nn.Module, b: _Batch) -> tuple[Params, Tensor]:
+def clipped(module: nn.Module, b: Batch) -> tuple[Params, Tensor]:
     return ClippedSum(module, loss)(b.params, b.private, b.x, b.y, b.weight, b.norm)
 
 
-def by_loop(module: nn.Module, b: _Batch) -> tuple[Params, Tensor]:
+def by_loop(module: nn.Module, b: Batch) -> tuple[Params, Tensor]:
     names = [name for name, _ in module.named_parameters()]
     own = {name: buffer.shape for name, buffer in module.named_buffers()}
     sums = {name: torch.zeros_like(b.params[name]) for name in names}
@@ -105,7 +108,7 @@ def assert_close(got: tuple[Params, Tensor], wanted: tuple[Params, Tensor], tole
 def test_one_pass_equals_a_loop_over_records(lanes: int, norm: float) -> None:
     module = network()
     b = batch(module, lanes=lanes)
-    b = _Batch(b.params, b.private, b.x, b.y, b.weight, norm)
+    b = Batch(b.params, b.private, b.x, b.y, b.weight, norm)
     summed = ClippedSum(module, loss)
     got = summed(b.params, b.private, b.x, b.y, b.weight, b.norm)
     assert summed.ghost
@@ -126,18 +129,18 @@ def test_one_pass_equals_a_loop_over_records(lanes: int, norm: float) -> None:
 def test_any_shape(lanes: int, records: int, features: int, width: int, classes: int, bias: bool, norm: float, seed: int) -> None:
     module = network(features, width, classes, bias)
     b = batch(module, lanes=lanes, records=records, features=features, classes=classes, seed=seed, dtype=torch.float64)
-    b = _Batch(b.params, b.private, b.x, b.y, b.weight, norm)
+    b = Batch(b.params, b.private, b.x, b.y, b.weight, norm)
     summed = ClippedSum(module, loss)
     got = summed(b.params, b.private, b.x, b.y, b.weight, b.norm)
     assert summed.ghost
     assert_close(got, by_loop(module, b), 1e-8)  # doubles: a LayerNorm of width 2 cancels nearly all of its gradient
-    assert_close(summed._each_record(b), got, 1e-8)
+    assert_close(EachRecord(module, loss)(b), got, 1e-8)
 
 
 def test_no_record_adds_more_than_the_norm() -> None:
     module = network()
     b = batch(module, records=2)  # one record and one padding
-    b = _Batch(b.params, b.private, 100 * b.x, b.y, b.weight, 0.3)
+    b = Batch(b.params, b.private, 100 * b.x, b.y, b.weight, 0.3)
     sums, norms = clipped(module, b)
     assert float(norms[0, 0]) > 0.3
     assert float(torch.sqrt(sum(t.square().sum() for t in sums.values()))) == pytest.approx(0.3, rel=1e-5)
@@ -148,7 +151,7 @@ def test_stacked_lanes_equal_lanes_alone() -> None:
     b = batch(module, lanes=4)
     sums, norms = clipped(module, b)
     for k in range(4):
-        one = _Batch(
+        one = Batch(
             {n: t[k : k + 1] for n, t in b.params.items()},
             {n: t[k : k + 1] for n, t in b.private.items()},
             b.x[k : k + 1],
@@ -163,11 +166,11 @@ def test_padding_changes_nothing() -> None:
     module = network()
     b = batch(module)
     sums, _ = clipped(module, b)
-    other = _Batch(b.params, b.private, b.x.clone(), b.y, b.weight, b.norm)
+    other = Batch(b.params, b.private, b.x.clone(), b.y, b.weight, b.norm)
     other.x[:, -1] = 1e4
     assert_close(clipped(module, other), clipped(module, b), 1e-7)
     short = {n: t[:, :-1] for n, t in b.private.items()}
-    cut = _Batch(b.params, short, b.x[:, :-1], b.y[:, :-1], b.weight[:, :-1], b.norm)
+    cut = Batch(b.params, short, b.x[:, :-1], b.y[:, :-1], b.weight[:, :-1], b.norm)
     assert_close((clipped(module, cut)[0], torch.ones(1)), (sums, torch.ones(1)))
 
 
@@ -175,7 +178,7 @@ def test_padding_changes_nothing() -> None:
 def test_an_empty_batch_sums_to_zero(records: int) -> None:
     module = network()
     b = batch(module, records=max(records, 1))
-    b = _Batch(
+    b = Batch(
         b.params, {n: t[:, :records] for n, t in b.private.items()}, b.x[:, :records], b.y[:, :records], 0 * b.weight[:, :records], 1.0
     )
     sums, norms = clipped(module, b)
@@ -252,10 +255,10 @@ class Optional(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.spare = nn.Linear(7, 3), nn.Linear(7, 2)
+        self.layer, self.spare, self.both = nn.Linear(7, 3), nn.Linear(7, 3), False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        return self.layer(x) + self.spare(x) if self.both else self.layer(x)
 
 
 @pytest.mark.parametrize("kind", [Twice, Tied, Around, OwnParameter, Sequence, Convolution])
@@ -301,11 +304,21 @@ def test_a_layer_that_is_not_called_gets_zero() -> None:
     assert not got[0]["spare.weight"].any()
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_layer_that_is_called_later_gets_its_gradient(lanes: int) -> None:
+    module = Optional()
+    b = batch(module, lanes=lanes)
+    summed = ClippedSum(module, loss)
+    summed(b.params, b.private, b.x, b.y, b.weight, b.norm)
+    module.both = True
+    assert_close(summed(b.params, b.private, b.x, b.y, b.weight, b.norm), by_loop(module, b))
+
+
 def test_the_exact_path_works_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Convolution()
     b = batch(module, records=9)
     whole = clipped(module, b)
-    monkeypatch.setattr("suites.clipping._FLOATS_AT_ONCE", 100)
+    monkeypatch.setattr("suites.per_record._FLOATS_AT_ONCE", 100)
     assert_close(clipped(module, b), whole, 1e-6)
 
 
@@ -323,7 +336,7 @@ def test_a_secret_with_as_many_rows_as_the_batch_is_shared() -> None:
     b = batch(module, records=6)
     b.private["coordinates"] = torch.randn(1, 6, 7, generator=torch.Generator().manual_seed(1))
     assert_close(clipped(module, b), by_loop(module, b))
-    assert_close(ClippedSum(module, loss)._each_record(b), by_loop(module, b))
+    assert_close(EachRecord(module, loss)(b), by_loop(module, b))
 
 
 def test_soft_labels() -> None:
@@ -331,7 +344,7 @@ def test_soft_labels() -> None:
     b = batch(module)
     hard = clipped(module, b)
     soft = functional.one_hot(b.y, 3).float()
-    assert_close(clipped(module, _Batch(b.params, b.private, b.x, soft, b.weight, b.norm)), hard)
+    assert_close(clipped(module, Batch(b.params, b.private, b.x, soft, b.weight, b.norm)), hard)
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d(5), nn.BatchNorm1d(5, affine=False), nn.InstanceNorm1d(5, track_running_stats=True)])
@@ -360,3 +373,24 @@ def test_a_mask_left_in_the_module_still_belongs_to_the_records() -> None:
     wanted = clipped(module, b)
     module[3].mask = b.private["3.mask"][0]
     assert_close(clipped(module, b), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_operations_in_place(lanes: int) -> None:
+    def net(inplace: bool) -> nn.Module:
+        return nn.Sequential(nn.Linear(7, 7), nn.ReLU(inplace), nn.Linear(7, 7), nn.ReLU(inplace), nn.Linear(7, 3))
+
+    module = net(inplace=True)
+    b = batch(module, lanes=lanes)
+    assert_close(clipped(module, b), by_loop(net(inplace=False), b))
+
+
+@pytest.mark.parametrize("kind", [network, Twice])
+def test_the_module_keeps_its_own_tensors(kind: Callable[[], nn.Module]) -> None:
+    module = kind()
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    clipped(module, batch(module))
+    after = dict([*module.named_parameters(), *module.named_buffers()])
+    assert {name: id(tensor) for name, tensor in after.items()} == {name: at for name, (at, _) in before.items()}
+    assert all(torch.equal(tensor, before[name][1]) for name, tensor in after.items())
+    assert all(tensor.grad is None for tensor in module.parameters())

@@ -8,7 +8,8 @@ from torch import nn
 
 from infl.embed import embed
 from infl.encoder import Encoder
-from suites.clipping import ClippedSum, _Batch
+from suites.clipping import ClippedSum
+from suites.per_record import Batch
 from suites.tasks.classification import Classification
 from tests.suites.test_clipping import assert_close, by_loop, loss
 
@@ -22,7 +23,7 @@ def keyed(*, per_layer: bool, strength: float = 5.0) -> nn.Module:
     return embed(net, coordinates, strength=strength, per_layer=per_layer, generator=rng).double()
 
 
-def batch(module: nn.Module, lanes: int, records: int = 7, norm: float = 1.0) -> _Batch:
+def batch(module: nn.Module, lanes: int, records: int = 7, norm: float = 1.0) -> Batch:
     rng = torch.Generator().manual_seed(9)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -38,7 +39,7 @@ def batch(module: nn.Module, lanes: int, records: int = 7, norm: float = 1.0) ->
     weight = torch.ones(lanes, records, dtype=torch.float64)
     weight[:, -1] = 0.0
     y = torch.randint(CLASSES, (lanes, records), generator=rng)
-    return _Batch(params, private, normal(lanes, records, FEATURES), y, weight, norm)
+    return Batch(params, private, normal(lanes, records, FEATURES), y, weight, norm)
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
