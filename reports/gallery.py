@@ -79,16 +79,20 @@ def planes(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame], prefix:
 
 
 def heat(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
-    """The attack-by-defense heat map."""
+    """The attack-by-defense heat map without the key, and another of adversaries who hold some of it."""
+    held = results["key"].isin((*schema.HEADLINE_KEYS, ""))
+    parts = (("heatmap", "without the key", results[held]), ("heatmap-with-key", "with some of the key", results[~held]))
+    return [_heat(part, words.slug(prefix, name), said) for name, said, part in parts if cells(part)]
+
+
+def _heat(results: pd.DataFrame, name: str, said: str) -> Picture:
     table = cells(results)
-    if not table:
-        return []
     counts = {status: sum(cell.status == status for cell in table) for status in ("ok", "skipped", "failed")}
     worst = sorted((c for c in table if math.isfinite(c.mean)), key=lambda c: -c.mean)[:5]
     alt = f"{counts['ok']} cells measured, {counts['skipped']} skipped, {counts['failed']} failed. Highest leakage: " + "; ".join(
         f"{words.attack(c.attack)} on {words.defense(c.defense)} ({words.threat(c.view, c.key)}) {words.number(c.mean, 2)}" for c in worst
     )
-    return [Picture(words.slug(prefix, "heatmap"), "Leakage of every attack on every defense", heatmap(results), _HEAT, alt)]
+    return Picture(name, f"Leakage of every attack on every defense, {said}", heatmap(results), _HEAT, alt, name.endswith("with-key"))
 
 
 def rocs(curves: pd.DataFrame, prefix: str = "") -> list[Picture]:

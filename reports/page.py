@@ -11,6 +11,7 @@ import pandas as pd
 
 from reports import gallery, schema, tables, verdict, words
 from reports.drawing import Picture
+from reports.plots.style import ordered
 from reports.standing import Threat, each, key_order, standings
 from reports.stats import summarise
 from reports.tables import Table
@@ -215,6 +216,9 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> list[tuple
         )
         if federation.get("flaws"):
             terms.append(("Deliberate faults", ", ".join(federation["flaws"])))
+    asked = {words.defense(name): name for name in ordered(results["defense"]) if "=" in name}
+    if asked:
+        terms.append(("Defenses with their settings", "; ".join(f"{said}: {name}" for said, name in asked.items())))
     seeds = record.get("seeds")
     terms.append(("Seeds", str(len(seeds)) if isinstance(seeds, list) else str(results["seed"].nunique() if len(results) else 0)))
     if request.get("references") is not None:

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from reports import drawing, page, schema, tables
+from reports import drawing, page, schema, tables, words
 from reports.compare import Run, comparison
 from reports.page import Block, Section
 
@@ -46,10 +46,19 @@ def render(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
     """
     schema.validate(results)
     schema.validate_curves(curves)
+    with words.among(*_named(results, other)):
+        return _render(results, curves, record, Path(out), other)
+
+
+def _named(results: pd.DataFrame, other: Run | None) -> tuple[set[str], set[str]]:
+    tables_of = [results] if other is None else [results, other.results]
+    return {name for table in tables_of for name in table["defense"]}, {name for table in tables_of for name in table["attack"]}
+
+
+def _render(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any], out: Path, other: Run | None) -> Path:
     parts = page.sections(results, curves, record)
     if other is not None:
         parts.insert(1, comparison(Run("this run", results, curves, record), other))
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     fresh, old = out / f".{FOLDER}-{os.getpid()}", out / f".{FOLDER}-old-{os.getpid()}"
     try:

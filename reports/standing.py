@@ -23,7 +23,7 @@ FLOOR: Final = ":floor"
 COSTS: Final = {  # measure -> title, unit
     "training_seconds": ("Training time", "s"),
     "peak_memory_bytes": ("Peak memory", "B"),
-    "flop": ("Arithmetic", "FLOP"),
+    "flop_per_round": ("Arithmetic\na round", "FLOP"),
     "bytes_up_per_round": ("Sent by sites\na round", "B"),
     "bytes_down_per_round": ("Sent to sites\na round", "B"),
 }
@@ -32,8 +32,8 @@ _COST_NAMES: Final = {  # as other tables may call them
     "train_seconds": "training_seconds",
     "peak_bytes": "peak_memory_bytes",
     "peak_memory": "peak_memory_bytes",
-    "flops": "flop",
-    "training_flop": "flop",
+    "flop": "flop_per_round",
+    "flops": "flop_per_round",
     "bytes_per_round": "bytes_up_per_round",
 }
 WRONG_KEYS: Final = "open_with_wrong_keys"

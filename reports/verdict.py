@@ -124,7 +124,10 @@ def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
             f"alone {words.number(wrong['majority'])}."
         )
     errors = own[(own["goal"] == "key") & own["metric"].str.startswith("relative_error") & (own["key"].isin(schema.HEADLINE_KEYS))]
-    for (attack, view, metric), part in errors.groupby(["attack", "view", "metric"], sort=False):
+    single = errors.groupby(["attack", "view"])["metric"].transform("nunique") == 2  # the one tensor, and all of them: the same
+    for (attack, view, metric), part in errors[~single | (errors["metric"] == "relative_error")].groupby(
+        ["attack", "view", "metric"], sort=False
+    ):
         what = "" if metric == "relative_error" else f" ({str(metric).removeprefix('relative_error:').replace('_', ' ')})"
         values = part.groupby("seed")["value"].mean()
         if values.notna().any():

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Final
 
 LAYERS: Final = {
@@ -28,6 +33,18 @@ ATTACKS: Final = {
     "loss_threshold": "Loss threshold",
     "round_cosine": "Round-wise cosine",
     "key_vector": "Key vector, closed form",
+    "key_vector_of_sum": "Key vector of the sum",
+    "key_vector_of_step": "Key vector, one step",
+    "row_space": "Row space, first layer",
+    "row_space_of_sum": "Row space of the sum",
+    "round_cosine_of_sum": "Round-wise cosine of the sum",
+    "span": "Span of one update",
+    "span_of_sum": "Span of the sum",
+    "matched_span": "Matched span",
+    "matched_span_of_sum": "Matched span of the sum",
+    "rmia": "RMIA",
+    "quantile": "Quantile regression",
+    "blind": "Blind (sees no model)",
     "open_without_key": "Open without a key",
     "open_with_wrong_keys": "Open with wrong keys",
     "open_with_held_key": "Open with the held key",
@@ -59,17 +76,31 @@ METRICS: Final = {
 KEYS: Final = {"without": "without the key", "none": "no key", "wrong": "wrong key", "right": "right key", "leaked": "leaked key"}
 
 _PREFIXES: Final = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+_TELLING: Final = ("epsilon", "noise_multiplier")
+_SHORTER: ContextVar[Mapping[str, str]] = ContextVar("_SHORTER", default=MappingProxyType({}))
 MISSING: Final = "–"
 
 
+@contextmanager
+def among(defenses: Iterable[str], attacks: Iterable[str]) -> Iterator[None]:
+    """Within this block a name leaves out the settings that nobody needs to tell these defenses, or these attacks, apart."""
+    shorter = {name: _short(name) for name in {*defenses, *attacks}}
+    counts = Counter(shorter.values())
+    token = _SHORTER.set({name: short for name, short in shorter.items() if counts[short] == 1})
+    try:
+        yield
+    finally:
+        _SHORTER.reset(token)
+
+
 def defense(name: str) -> str:
-    """``dp_sgd:epsilon=8+secure_aggregation`` → ``DP-SGD ε 8 + Secure aggregation``."""
-    return " + ".join(_layer(part) for part in name.split("+"))
+    """``dp_sgd:epsilon=8:lr=0.01+secure_aggregation`` → ``DP-SGD ε 8 (lr 0.01) + Secure aggregation``; see ``among``."""
+    return " + ".join(_layer(part) for part in _SHORTER.get().get(name, name).split("+"))
 
 
 def _layer(name: str) -> str:
     head, *rest = name.split(":")
-    words = [LAYERS.get(head, head.replace("_", " "))]
+    words, settings = [LAYERS.get(head, head.replace("_", " "))], []
     for part in rest:
         parameter, equals, value = part.partition("=")
         if not equals:
@@ -77,17 +108,25 @@ def _layer(name: str) -> str:
         elif parameter == "epsilon":
             words.append(f"ε {value}")
         elif parameter == "noise_multiplier":
-            words.append("clip only" if float(value or 1) == 0 else f"σ {value}")
+            words.append("clip only" if value.strip("0.") == "" else f"σ {value}")
         else:
-            words.append(f"{parameter.replace('_', ' ')} {value}")
-    return " ".join(words)
+            settings.append(f"{parameter.replace('_', ' ')} {value}")
+    return " ".join(words) + (f" ({', '.join(settings)})" if settings else "")
 
 
 def attack(name: str) -> str:
     """A known attack's name in words, else the name itself with blanks; ``lira:references=16`` → ``LiRA (references 16)``."""
-    head, *rest = name.split(":")
+    head, *rest = _SHORTER.get().get(name, name).split(":")
     known = ATTACKS.get(head, head.replace("_", " "))
     return known + (f" ({', '.join(part.replace('_', ' ').replace('=', ' ') for part in rest)})" if rest else "")
+
+
+def _short(name: str) -> str:
+    """Without the parameters that say how, and not what."""
+    layers = (layer.split(":") for layer in name.split("+"))
+    return "+".join(
+        ":".join(part for i, part in enumerate(parts) if i == 0 or part.split("=")[0] in _TELLING or "=" not in part) for parts in layers
+    )
 
 
 def key(name: str) -> str:
@@ -141,7 +180,7 @@ def amount(value: float, unit: str = "") -> str:
     if value == 0:
         return f"0 {unit}".strip()
     factor, prefix = next((pair for pair in _PREFIXES if abs(value) >= pair[0]), _PREFIXES[-1])
-    scaled = f"{value / factor:.3g}"
+    scaled = f"{value / factor:#.3g}".removesuffix(".")
     return f"{scaled} {prefix}{unit}".strip()
 
 

@@ -66,6 +66,7 @@ def plane(
         axes.grid(visible=True, alpha=0.7)
         lines = _front(axes, drawn) + _ends(axes, floor)
         labels = []
+        lines += _claim_name(axes, drawn) if goal == "membership" else []
         for row in each(drawn):
             lines += _measured(axes, row, marks[row.defense])
             lines += _claimed(axes, row, goal, marks[row.defense])
@@ -212,18 +213,18 @@ def _claimed(axes: Any, row: Any, goal: str, mark: style.Mark) -> list[Segment]:
     x = allowed(row.epsilon, row.delta if math.isfinite(row.delta) else 0.0)
     start = _clip(max(row.leakage, row.leakage_high if math.isfinite(row.leakage_high) else row.leakage))
     axes.plot([start, x], [row.utility, row.utility], color=mark.colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=2)
-    axes.annotate(
-        "allowed\nby the claim",
-        (x, row.utility),
-        xytext=(-6, 5),
-        textcoords="offset points",
-        ha="right",
-        fontsize=6.5,
-        color=style.MUTED,
-        linespacing=0.95,
-    )
     axes.plot([x], [row.utility], mark.shape, markerfacecolor=style.PAPER, markeredgecolor=mark.colour, markersize=mark.size - 1, zorder=4)
     return [(start, row.utility, x, row.utility)]
+
+
+def _claim_name(axes: Any, drawn: pd.DataFrame) -> list[Segment]:
+    """Says once what the hollow marks are, beside the lowest of them."""
+    held = drawn[drawn["epsilon"].notna()]
+    if held.empty:
+        return []
+    row: Any = held.sort_values("utility", kind="stable").iloc[0]
+    x = allowed(row["epsilon"], row["delta"] if math.isfinite(row["delta"]) else 0.0)
+    return _write(axes, x - 0.025, row["utility"], "allowed by the claim", 3)
 
 
 def _caption(row: Any) -> str:

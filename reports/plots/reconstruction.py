@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from reports import words
 from reports.plots import style
 
 TOP = 40  # features shown
-REACH = 3.0  # standard deviations at the ends of the colour scale
 
 
 def reconstructions(profiles: pd.DataFrame) -> Figure:
@@ -32,6 +33,7 @@ def reconstructions(profiles: pd.DataFrame) -> Figure:
         mean. Right: every feature, reconstruction against original; a perfect attack lies on the diagonal, a useless one on a flat line.
     """
     names = style.ordered(profiles["defense"])
+    reach = _reach(profiles)
     with style.look():
         figure = Figure(figsize=(style.WIDTH, 0.55 + 1.12 * max(len(names), 1)))
         FigureCanvasAgg(figure)
@@ -41,29 +43,35 @@ def reconstructions(profiles: pd.DataFrame) -> Figure:
             part = profiles[profiles["defense"] == name].sort_values("feature", kind="stable")
             base = height - 0.42 - 1.12 * index
             strips = figure.add_axes((0.115, (base - 0.70) / height, 0.625, 0.50 / height))
-            image = _strips(strips, part)
+            image = _strips(strips, part, reach)
             row = part.iloc[0]
             title = f"{words.defense(name)}"
             detail = f"{words.attack(row['attack'])}; {words.threat(row['view'], row['key'])}"
             strips.set_title(title, fontsize=9, pad=4)
             strips.text(1.0, 1.08, detail, transform=strips.transAxes, ha="right", fontsize=7.5, color=style.MUTED)
             cloud = figure.add_axes((0.80, (base - 0.88) / height, 0.88 / style.WIDTH, 0.88 / height))
-            _cloud(cloud, part, last=index == len(names) - 1)
+            _cloud(cloud, part, reach, last=index == len(names) - 1)
         if image is not None:
             bar = figure.add_axes((0.945, (height - 1.35) / height, 0.012, 0.88 / height))
-            figure.colorbar(image, cax=bar, ticks=[-REACH, 0, REACH])
-            bar.set_yticklabels([f"≤ {words.number(-REACH, 0)}", "0", f"≥ {REACH:.0f}"], fontsize=6.5)
+            figure.colorbar(image, cax=bar, ticks=[-reach, 0, reach])
+            bar.set_yticklabels([f"≤ {words.number(-reach, 0)}", "0", f"≥ {reach:.0f}"], fontsize=6.5)
             bar.tick_params(length=2, pad=1)
             bar.set_title("sd", fontsize=7, weight="normal", loc="center", pad=3)
             bar.spines[:].set_visible(False)
     return figure
 
 
-def _strips(axes: Any, part: pd.DataFrame) -> Any:
+def _reach(profiles: pd.DataFrame) -> float:
+    """Standard deviations at the ends of all scales of one picture: most of what is most unusual in the originals, at least 3."""
+    tops = [np.sort(np.abs(part["truth"].to_numpy(float)))[-TOP:] for _, part in profiles.groupby("defense", sort=False)]
+    return max(3.0, math.ceil(float(np.quantile(np.concatenate(tops), 0.8)))) if tops else 3.0
+
+
+def _strips(axes: Any, part: pd.DataFrame, reach: float) -> Any:
     truth, guess = part["truth"].to_numpy(float), part["guess"].to_numpy(float)
     top = np.sort(np.argsort(-np.abs(truth), kind="stable")[:TOP])
     top = top[np.argsort(truth[top], kind="stable")]
-    image = axes.imshow(np.stack([truth[top], guess[top]]), aspect="auto", cmap="PuOr_r", vmin=-REACH, vmax=REACH, interpolation="nearest")
+    image = axes.imshow(np.stack([truth[top], guess[top]]), aspect="auto", cmap="PuOr_r", vmin=-reach, vmax=reach, interpolation="nearest")
     axes.set_yticks([0, 1], ["original", "guess"], fontsize=7.5)
     axes.set_xticks([])
     axes.tick_params(length=0)
@@ -72,12 +80,12 @@ def _strips(axes: Any, part: pd.DataFrame) -> Any:
     return image
 
 
-def _cloud(axes: Any, part: pd.DataFrame, *, last: bool) -> None:
+def _cloud(axes: Any, part: pd.DataFrame, reach: float, *, last: bool) -> None:
     truth, guess = part["truth"].to_numpy(float), part["guess"].to_numpy(float)
-    axes.plot([-REACH, REACH], [-REACH, REACH], color=style.MUTED, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot([-reach, reach], [-reach, reach], color=style.MUTED, linewidth=0.7, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(
-        np.clip(truth, -REACH, REACH),
-        np.clip(guess, -REACH, REACH),
+        np.clip(truth, -reach, reach),
+        np.clip(guess, -reach, reach),
         ".",
         color=style.ATTACK_COLOURS[0],
         markersize=2.2,
@@ -85,11 +93,13 @@ def _cloud(axes: Any, part: pd.DataFrame, *, last: bool) -> None:
         markeredgewidth=0,
         zorder=2,
     )
-    axes.set(xlim=(-REACH - 0.2, REACH + 0.2), ylim=(-REACH - 0.2, REACH + 0.2), xticks=[-3, 0, 3], yticks=[-3, 0, 3])
+    axes.set(xlim=(-reach * 1.06, reach * 1.06), ylim=(-reach * 1.06, reach * 1.06), xticks=[-reach, 0, reach], yticks=[-reach, 0, reach])
     axes.tick_params(labelsize=6, length=2, pad=1, labelbottom=last)
     axes.set_ylabel("guess, sd", fontsize=6.5, labelpad=0)
     if last:
         axes.set_xlabel("original, sd", fontsize=6.5, labelpad=1)
     missed, all_of_it = float(((guess - truth) ** 2).sum()), float((truth**2).sum())
     if all_of_it > 0:
-        axes.text(0.06, 0.97, f"R² {words.number(1 - missed / all_of_it, 2)}", transform=axes.transAxes, fontsize=6.5, va="top")
+        axes.text(
+            0.06, 0.97, f"R² {words.number(1 - missed / all_of_it, 2)}", transform=axes.transAxes, fontsize=6.5, va="top"
+        ).set_path_effects([withStroke(linewidth=1.8, foreground=style.PAPER)])

@@ -17,6 +17,7 @@ from reports.plots import style
 from reports.roc import roc_band
 
 COLUMNS = 4
+NAMED = 4  # attacks that are named in a panel, the strongest by area; more would cover the curves
 
 
 def roc(curves: pd.DataFrame, view: str, key: str) -> Figure:
@@ -33,17 +34,21 @@ def roc(curves: pd.DataFrame, view: str, key: str) -> Figure:
     -------
     Figure
         The dashed diagonal is guessing. The grey field is not resolvable: with n₀ non-members a false-positive rate below 3/n₀ cannot be
-        told from 0. The number beside an attack's name is its area under the curve (linear axes), with its interval over seeds.
+        told from 0. The number beside an attack's name is its area under the curve (linear axes), with its interval over seeds; of
+        more than four attacks the weaker ones are thin and grey.
     """
     table = curves[(curves["curve"] == "roc") & (curves["goal"] == "membership") & (curves["view"] == view) & (curves["key"] == key)]
     defenses = style.ordered(table["defense"])
     attacks = sorted(table["attack"].unique())
-    looks = {name: (style.ATTACK_COLOURS[i % 6], style.ATTACK_DASHES[i % 6]) for i, name in enumerate(attacks)}
+    looks = {
+        name: (style.ATTACK_COLOURS[i % len(style.ATTACK_COLOURS)], style.ATTACK_DASHES[i % len(style.ATTACK_DASHES)])
+        for i, name in enumerate(attacks)
+    }
     others = _non_members(table)
     columns = min(COLUMNS, max(len(defenses), 1))
     rows = max(math.ceil(len(defenses) / columns), 1)
     with style.look():
-        figure, panels = style.panels(rows, columns, (1.95, 1.95), (0.62, 0.15, 0.75, 0.72), (0.24, 0.42))
+        figure, panels = style.panels(rows, columns, (1.95, 1.95), (0.7, 0.15, 0.75, 0.72), (0.24, 0.42))
         width, height = figure.get_size_inches()
         title = f"Membership: {words.threat(view, key)}"
         figure.text(0.1 / width, 1 - 0.1 / height, title, va="top", fontsize=10, weight="bold")
@@ -95,29 +100,30 @@ def _percent(value: float, _: object) -> str:
 
 def _panel(axes: Any, table: pd.DataFrame, attacks: list[str], looks: dict[str, tuple[str, Any]], smallest: float) -> None:
     grid = np.geomspace(smallest, 1, 90)
-    written = 0
-    for name in reversed(attacks):
-        seeds = [
-            (part["x"].to_numpy(float), part["y"].to_numpy(float)) for _, part in table[table["attack"] == name].groupby("seed", sort=True)
-        ]
-        if not seeds:
+    tiny = smallest / 4  # below the axis: a TPR of 0 has no place on a log scale
+    seeds = {name: _seeds(table[table["attack"] == name]) for name in attacks}
+    areas = {name: [area(x, y) for x, y in curves] for name, curves in seeds.items() if curves}
+    ranked = sorted(areas, key=lambda name: (-float(np.mean(areas[name])), name))
+    for place, name in enumerate(reversed(ranked)):
+        band = roc_band(seeds[name], grid)
+        high = np.maximum(band.tpr, tiny)
+        if name not in ranked[:NAMED]:
+            axes.plot(grid, high, color=style.MUTED, linewidth=0.7, alpha=0.7, drawstyle="steps-post", zorder=2)
             continue
         colour, dash = looks[name]
-        band = roc_band(seeds, grid)
-        tiny = smallest / 4  # below the axis: a TPR of 0 has no place on a log scale
         if np.isfinite(band.low).all():
-            axes.fill_between(
-                grid, np.maximum(band.low, tiny), np.maximum(band.high, tiny), color=colour, alpha=0.16, linewidth=0, zorder=2
-            )
-        axes.plot(grid, np.maximum(band.tpr, tiny), color=colour, linestyle=dash, linewidth=1.4, drawstyle="steps-post", zorder=3)
-        areas = [area(x, y) for x, y in seeds]
-        low, high = mean_interval(areas)
-        text = f"{words.attack(name)} {np.mean(areas):.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
-        label = axes.text(
-            0.985, 0.03 + 0.085 * written, text, transform=axes.transAxes, ha="right", fontsize=6.3, color=style.darker(colour), zorder=4
-        )
+            ends = np.maximum(band.low, tiny), np.maximum(band.high, tiny)
+            axes.fill_between(grid, *ends, color=colour, alpha=0.16, linewidth=0, zorder=2, step="post")
+        axes.plot(grid, high, color=colour, linestyle=dash, linewidth=1.4, drawstyle="steps-post", zorder=3)
+        low, upper = mean_interval(areas[name])
+        text = f"{words.attack(name)} {np.mean(areas[name]):.2f}" + (f" [{low:.2f}, {upper:.2f}]" if math.isfinite(low) else "")
+        y = 0.03 + 0.085 * (place - max(len(ranked) - NAMED, 0))
+        label = axes.text(0.985, y, text, transform=axes.transAxes, ha="right", fontsize=6.3, color=style.darker(colour), zorder=4)
         label.set_path_effects([withStroke(linewidth=1.8, foreground=style.PAPER)])
-        written += 1
+
+
+def _seeds(table: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(part["x"].to_numpy(float), part["y"].to_numpy(float)) for _, part in table.groupby("seed", sort=True)]
 
 
 def area(x: np.ndarray, y: np.ndarray) -> float:

@@ -53,8 +53,8 @@ _OTHERS: Final = (
     ("#0072b2", "<"),
     ("#d55e00", "d"),
 )
-ATTACK_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-ATTACK_DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-")
+ATTACK_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7b5ea7", "#a0522d", "#6b6b6b")
+ATTACK_DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,8 @@ def _order(name: str) -> tuple[int, int, str, tuple[tuple[float, str], ...], str
     family = _family(name)
     first = ("centralized", "local_only", "fedavg")
     rank = first.index(family) if family in first else len(first) + list(_FAMILY).index(family) if family in _FAMILY else 99
-    parameters = tuple(_number(part) for part in name.replace("+", ":").split(":") if "=" in part)
+    told = [part for part in name.replace("+", ":").split(":") if "=" in part]
+    parameters = tuple(_number(part) for part in sorted(told, key=lambda part: not part.startswith(("epsilon=", "noise_multiplier="))))
     return (family.count("+"), rank, family, parameters, name)
 
 
@@ -122,7 +123,7 @@ def _lighter(colour: str, by: float) -> str:
 def darker(colour: str) -> str:
     """The same hue, dark enough to be read as text on a light ground and light enough on a dark one."""
     hue, light, saturation = colorsys.rgb_to_hls(*to_rgb(colour))
-    return str(to_hex(colorsys.hls_to_rgb(hue, min(max(light, 0.33), 0.46), saturation)))
+    return str(to_hex(colorsys.hls_to_rgb(hue, min(max(light, 0.33), 0.42), saturation)))
 
 
 def width_of(text: str, size: float = 9.0) -> float:

@@ -77,7 +77,7 @@ def _costs(add: Any, rng: Any, name: str, seed: int) -> None:
     slow = 1 + 0.7 * name.startswith("dp_sgd") + 0.3 * ("infl" in name) + 0.2 * ("secure" in name)
     wire = 0 if name in {"centralized", "local_only"} else 1
     for metric, value in (
-        ("training_seconds", 0.62 * slow * rng.uniform(0.95, 1.05)), ("peak_memory_bytes", 4.1e8 * (1 + 0.1 * slow)), ("flop", 3.2e10 * (1.02 if "infl" in name else 1)),
+        ("training_seconds", 0.62 * slow * rng.uniform(0.95, 1.05)), ("peak_memory_bytes", 4.1e8 * (1 + 0.1 * slow)), ("flop_per_round", 3.2e10 * (1.02 if "infl" in name else 1)),
         ("bytes_up_per_round", wire * 5 * 2.7e5 * 4 * (1.04 if "infl" in name else 1)),
         ("bytes_down_per_round", wire * 5 * 2.7e5 * 4 * (1.04 if "infl" in name else 1)), ("parameters", 2.7e5),
     ):  # fmt: skip

@@ -245,7 +245,7 @@ def test_records_are_drawn_for_embedded_and_synthetic_cohorts_only(
 def test_cost_axes_start_at_nought(table: pd.DataFrame) -> None:
     figure = cost(table)
     assert all(axes.get_xlim()[0] == 0 for axes in figure.axes)
-    assert any("5.4 MB" in text for text in texts(figure))
+    assert any("5.40 MB" in text for text in texts(figure))
 
 
 def test_defenses_look_the_same_in_every_table_and_unlike_each_other() -> None:

@@ -97,9 +97,9 @@ def test_tex_escapes_and_closes_what_it_opens() -> None:
 def test_costs_are_told_in_units(table: pd.DataFrame) -> None:
     made = tables.cost_table(table, "cost")
     fedavg = made.shown.set_index("Defense").loc["FedAvg"]
-    assert fedavg["sent by sites a round"] == "5.4 MB"
+    assert fedavg["sent by sites a round"] == "5.40 MB"
     assert fedavg["peak memory"] == "451 MB"
-    assert fedavg["arithmetic"] == "32 GFLOP"
+    assert fedavg["arithmetic a round"] == "32.0 GFLOP"
     assert "ms [" in fedavg["training time"]
 
 
@@ -184,12 +184,25 @@ def test_a_measurement_above_its_claim_is_flagged(table: pd.DataFrame) -> None:
     [
         ("dp_sgd:epsilon=8+secure_aggregation", "DP-SGD ε 8 + Secure aggregation"),
         ("dp_sgd:noise_multiplier=0", "DP-SGD clip only"),
-        ("infl:published:strength=5", "INFL published strength 5"),
-        ("my_defense:tau=0.1", "my defense tau 0.1"),
+        ("infl:published:strength=5", "INFL published (strength 5)"),
+        ("my_defense:tau=0.1", "my defense (tau 0.1)"),
     ],
 )
 def test_defenses_in_words(name: str, said: str) -> None:
     assert words.defense(name) == said
+
+
+def test_settings_are_left_out_where_nobody_needs_them_to_tell_defenses_apart() -> None:
+    names = [
+        "dp_sgd:epochs=2:epsilon=8:lr=0.01",
+        "dp_sgd:epochs=4:epsilon=32:lr=0.01",
+        "infl:published:strength=5",
+        "infl:published:strength=20",
+    ]
+    with words.among(names, ["cosine:budget=80"]):
+        assert [words.defense(name) for name in names[:3]] == ["DP-SGD ε 8", "DP-SGD ε 32", "INFL published (strength 5)"]
+        assert words.attack("cosine:budget=80") == "cosine"
+    assert words.defense(names[0]) == "DP-SGD ε 8 (epochs 2, lr 0.01)"
 
 
 def test_numbers_in_words() -> None:
