@@ -40,7 +40,8 @@ Sees = Literal[
     "simulate",  # the public client algorithm
     "predict",  # the public model function
     "references",  # models trained by the referee under the same defense
-    "key",  # a key to use: the held one, or one of the adversary's own drawing
+    "key",  # the key that the threat grants
+    "own_keys",  # keys of the adversary's own drawing
     "own_records",  # view "site": the colluding site's own training records
     "oracle",  # the truth itself: controls only; the row becomes an upper bound
 ]
@@ -277,7 +278,7 @@ class Observation(Protocol):
     def key(self) -> Secret | None: ...  # none: None; wrong: one the adversary drew; partial: weakened; right, leaked: the key
 
     def draw_key(self, index: int) -> Secret | None:
-        """A key of the adversary's own, from the public distribution (never the federation's)."""
+        """A key of the adversary's own, from the public distribution (never the federation's); needs own_keys or key."""
         ...
 
     def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:

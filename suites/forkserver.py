@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -132,6 +133,7 @@ def _obey(message: Mapping[str, Any], workers: dict[int, str], private: Sequence
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     if "call" in message:
+        gc.freeze()  # a worker's collector then leaves the server's objects alone, and their memory pages shared
         server = os.getpid()
         pid = os.fork()
         if pid == 0:

@@ -216,7 +216,7 @@ _PROPERTIES: dict[str, frozenset[Sees]] = {
     "auxiliary": frozenset({"auxiliary"}),
     "own_records": frozenset({"own_records"}),
     "key": frozenset({"key"}),
-    "draw_key": frozenset({"key"}),
+    "draw_key": frozenset({"key", "own_keys"}),
     "simulate": frozenset({"simulate"}),
     "predict": frozenset({"predict"}),
     "signal": frozenset(get_args(Sees)),

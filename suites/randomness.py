@@ -38,7 +38,7 @@ def stream(*coordinates: object, device: str | torch.device = "cpu") -> torch.Ge
     generator.manual_seed(int.from_bytes(seed[:8], "little") >> 1)
     if generator.device.type != "cpu":
         return generator  # Philox keeps all 64 bits
-    words = np.random.MT19937(np.random.SeedSequence(int.from_bytes(seed, "little"))).state["state"]["key"]  # type: ignore[call-overload, index]
+    words = np.random.MT19937(np.random.SeedSequence(int.from_bytes(seed, "little"))).state["state"]["key"]
     state = generator.get_state().numpy().copy()
     state[_LEGACY_HEADER : _LEGACY_HEADER + 8 * _STATE_WORDS] = words.astype("<u8").view(np.uint8)
     generator.set_state(torch.from_numpy(state))

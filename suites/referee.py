@@ -136,9 +136,9 @@ class Bench:
             chunk=self.spec.get("engine", {}).get("chunk", 16),
         )
 
-    def one_round(self) -> None:
-        """The first round once more, unrecorded: what ``flop`` counts."""
-        federation = replace(self.federation, rounds=1)
+    def one_epoch(self) -> None:
+        """The first local epoch of every site once more, unrecorded: what ``flop`` counts."""
+        federation = replace(self.federation, rounds=1, local=replace(self.federation.local, epochs=1))
         records = self.prepared.validation
         train(self.task, self.stack, federation, self.prepared.pool, [self.assignment()], validation=records, keep=lambda _: False, chunk=1)
 
@@ -405,6 +405,7 @@ def _claims(claim: Claim | None) -> list[Measure]:
         return []
     nan = math.nan
     rows = [Measure("epsilon", claim.epsilon, nan, nan, len(claim.per_site), "lower", "claim", claim.sentence)]
+    rows += [] if claim.delta is None else [Measure("delta", claim.delta, nan, nan, 1, "lower", "claim")]
     rows += [Measure(f"epsilon:site {i}", value, nan, nan, 1, "lower", "claim") for i, value in enumerate(claim.per_site)]
     return rows
 
@@ -416,7 +417,7 @@ def _costs(bench: Bench, trained: Trained) -> list[Measure]:
         "training_seconds": trained.seconds,
         "samples_per_second": trained.samples / max(trained.seconds, 1e-9),
         "peak_memory_bytes": float(peak_memory()),
-        "flop_per_round": float(flop(bench.one_round)),
+        "flop_per_round": float(flop(bench.one_epoch) * bench.federation.local.epochs),
         "bytes_up_per_round": sum(sent) / len(sent) if sent else 0.0,
         "bytes_down_per_round": sum(back) / len(back) if back else 0.0,
         "parameters": float(sum(t.numel() for t in trained.finals[0].values())),

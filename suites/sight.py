@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-ALWAYS = frozenset({"candidates", "auxiliary", "simulate", "predict", "key", "oracle"})
+ALWAYS = frozenset({"candidates", "auxiliary", "simulate", "predict", "key", "own_keys", "oracle"})
 
 _WHY_NOT = {
     "updates": "single sites' updates are not visible to this view",

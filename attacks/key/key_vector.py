@@ -7,6 +7,7 @@ layers are such layers, and all read the same k. Nothing here knows about keys: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -179,7 +180,7 @@ class KeyVector:
         best = min(found, key=lambda shared: (not shared.certain, shared.residual))
         notes = {"layers": float(len(best.layers)), "residual": best.residual, "messages": float(len(targets))}
         name = f"shared_input:{len(best.vector)}"
-        return Guess({name: best.vector.float()}, certified=torch.tensor([best.certain]), notes=notes)
+        return Guess({name: best.vector}, certified=torch.tensor([best.certain]), notes=notes)
 
     def messages(self, seen: Observation) -> Sequence[Target]:
         """What is read: single sites' messages."""

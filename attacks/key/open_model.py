@@ -29,7 +29,7 @@ class WrongKeys:
     """Twenty keys from the public distribution, none of them the federation's."""
 
     goal: ClassVar[Goal] = "key"
-    needs: ClassVar[frozenset[Sees]] = frozenset({"released", "key"})
+    needs: ClassVar[frozenset[Sees]] = frozenset({"released", "own_keys"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         drawn = [seen.draw_key(index) for index in range(WRONG_KEYS)]

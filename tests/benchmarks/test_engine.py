@@ -1,4 +1,4 @@
-"""Bars of the engine, each a ratio within one run on one thread: against a bare loop, against matrix products alone, stacked against alone."""
+"""Bars of the engine, each a ratio within one run on one thread: a bare loop, matrix products alone, a stack against alone."""
 
 from __future__ import annotations
 

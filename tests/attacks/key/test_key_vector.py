@@ -59,7 +59,7 @@ def message(
 
 
 def attack(*targets: Target, attack: type[KeyVector] = KeyVector) -> Any:
-    seen: Any = SimpleNamespace(targets=targets)
+    seen: Any = SimpleNamespace(targets=targets, target_sums=targets)
     return attack().run(seen, torch.Generator())
 
 
