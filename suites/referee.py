@@ -58,6 +58,7 @@ from suites.stack import Stack
 Row = dict[str, Any]
 ROWS, CURVES = "rows.json", "curves.json"
 REFERENCES = "references.safetensors"
+DRAWABLE = ("pbmc68k", "synthetic")  # cohorts whose single records may be drawn beside their reconstructions
 _PRIORS = ("class_mean", "random_guess")  # controls that look at no message; the best of them is the prior of a reconstruction
 
 
@@ -360,10 +361,12 @@ class Trial:
         pool = prepared.pool.x[prepared.candidates]
         raw = (prepared.mean, prepared.scale)
         measures = score_reconstruction(guess, truth, pool, self.scene.auxiliary, controls, self.rng("scorer"), raw=raw)
+        drawable = self.bench.spec["data"].get("name") in DRAWABLE  # a user's own records never reach the tables
         curves = [
             {"curve": f"reconstruction:0:{who}", "x": float(i), "y": float(v)}
             for who, value in (("truth", truth[0]), ("guess", guess.value[0]))
             for i, v in enumerate(value[0])
+            if drawable
         ]
         return measures, curves
 

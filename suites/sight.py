@@ -12,6 +12,9 @@ ALWAYS = frozenset({"candidates", "auxiliary", "simulate", "predict", "key", "ow
 _WHY_NOT = {
     "updates": "single sites' updates are not visible to this view",
     "probes": "single sites' updates are not visible to this view",
+    "probe_sums": "no update crosses a wire here that this view could read",
+    "sums": "no update crosses a wire here that this view could read",
+    "broadcasts": "no model is broadcast here that this view could read",
     "released": "no model is released",
     "references": "the suite trains no reference models",
     "own_records": "this view owns no training records",
