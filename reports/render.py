@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ def load(folder: Path) -> Run:
 
 
 def _write(folder: Path, parts: list[Section], results: pd.DataFrame, record: Mapping[str, Any]) -> None:
+    drawing.save_ahead([picture for part in parts for picture in _pictures(part.blocks)], folder / "figures")
     shown = [Section(part.name, part.title, [_placed(block, folder) for block in part.blocks]) for part in parts]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
@@ -112,6 +113,14 @@ def _write(folder: Path, parts: list[Section], results: pd.DataFrame, record: Ma
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     text = environment.get_template("report.html.j2").render(title=title, subtitle=_subtitle(results), css=css, sections=shown)
     (folder / "index.html").write_text(text, encoding="utf-8")
+
+
+def _pictures(blocks: Iterable[Block]) -> Iterator[drawing.Picture]:
+    for block in blocks:
+        if block.kind == "picture":
+            yield block.value
+        elif block.kind == "more":
+            yield from _pictures(block.value[1])
 
 
 def _placed(block: Block, folder: Path) -> Block:
