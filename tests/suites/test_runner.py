@@ -37,8 +37,11 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table["metric"].isin(MEASURED_METRICS)].drop(columns=MEASURED).reset_index(drop=True)
 
 
+STAGES = ("train", "reference", "attack")  # where a whole cell lies; one in the making lies under "tmp"
+
+
 def finished(out: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in (out / "store").glob(f"*/*/{MANIFEST}")}
+    return {path.parent.name: path.read_bytes() for stage in STAGES for path in (out / "store" / stage).glob(f"*/{MANIFEST}")}
 
 
 def start(suite: Path | str, out: Path, mark: Path, driver: str = DRIVER) -> subprocess.Popen[bytes]:
@@ -110,7 +113,10 @@ def test_a_run_resumes_by_itself(suite: Path, tmp_path: Path) -> None:
 
 
 def killed_ten_times(suite: Path | str, out: Path, mark: Path, driver: str, seconds: float) -> dict[str, bytes]:
-    """Start a run ten times and kill -9 it each time, at most so long into its work; what is finished then."""
+    """Start a run ten times and kill -9 it each time, at most so long or eight cells into its work; what is finished then.
+
+    The cells bound it too, so that a fast machine does not finish before the last kill.
+    """
     mark.mkdir()
     draw = random.Random(20)
     done: dict[str, bytes] = {}
@@ -118,7 +124,9 @@ def killed_ten_times(suite: Path | str, out: Path, mark: Path, driver: str, seco
         process = start(suite, out, mark, driver)
         if attempt % 3:  # most moments lie in the work, some in the start
             wait_for(mark, 4)
-        time.sleep(draw.uniform(0, seconds))
+        until = time.monotonic() + draw.uniform(0, seconds)
+        while time.monotonic() < until and sum(len(list((out / "store" / stage).glob("*"))) for stage in STAGES) < len(done) + 8:
+            time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert wait_until_gone(mark, 2.0) == [], (mark / "log.txt").read_text()
