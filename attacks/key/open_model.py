@@ -46,5 +46,5 @@ class HeldKey:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         if seen.key is None:
-            raise Skip("this defense has no key to hold")
+            raise Skip("this threat holds no key, or the defense has none")
         return Guess([seen.key])
