@@ -35,9 +35,9 @@ def parts(cut: Split) -> list[torch.Tensor]:
     return [torch.cat(cut.sites), cut.validation, cut.test, cut.auxiliary]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    n=st.integers(80, 300),
+    n=st.integers(160, 300),  # fewer can leave a site of a column partition with one record, which is refused
     classes=st.integers(2, 6),
     unit=st.sampled_from(["record", "person"]),
     kind=st.sampled_from(["iid", "column", "dirichlet"]),
