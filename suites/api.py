@@ -28,6 +28,7 @@ class Request:
     text: str
     out: Path
     device: str
+    command: str = ""  # as it was typed; empty where there was no command line
 
 
 def request(
@@ -46,6 +47,7 @@ def request(
     budget: float | None = None,
     device: str | None = None,
     functions: Mapping[str, str] = CELL_FUNCTIONS,
+    command: str = "",
 ) -> Request:
     """Read, change and plan a suite, without computing anything; see ``run`` for the arguments."""
     registry.refuse_intruders()
@@ -69,7 +71,7 @@ def request(
     )
     chosen = resolve_device(changed.device)
     where = Path(out) if out is not None else Path("infl-bench-out") / changed.suite
-    return Request(plan(changed, chosen, functions), text, where, chosen)
+    return Request(plan(changed, chosen, functions), text, where, chosen, command)
 
 
 def run(
@@ -145,7 +147,7 @@ def _finish(asked: Request, outcome: Outcome, *, report: bool) -> pd.DataFrame:
         table, curves = gather.results(asked.plan, store, outcome), gather.curves(asked.plan, store, outcome)
     except SchemaError as error:
         raise RequestError(f"what the cells wrote is no results table: {error}") from error
-    record = gather.record(asked.plan, outcome, store, asked.text, asked.device)
+    record = gather.record(asked.plan, outcome, store, asked.text, asked.device, asked.command)
     gather.write(asked.out, table, curves, record)
     if report:
         with writing(asked.out):

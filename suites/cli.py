@@ -5,6 +5,7 @@ Nothing heavy is imported before it is needed: ``--help`` and ``list`` start wit
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -90,6 +91,7 @@ def run(
         references=references,
         budget=budget,
         device=device,
+        command=shlex.join(["infl-bench", *sys.argv[1:]]) if "run" in sys.argv[1:2] else "",
     )
     if dry_run:
         _foretell(asked, workers)

@@ -15,6 +15,7 @@ import pandas as pd
 
 from reports import schema
 from reports.flags import with_flags
+from suites import about
 from suites.closure import combined
 from suites.plan import Cell, Plan
 from suites.runner import Outcome
@@ -59,8 +60,11 @@ def curves(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
     return schema.validate_curves(frame.astype({name: kind for name, kind in schema.CURVES.items() if kind != schema.TEXT}))
 
 
-def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str) -> dict[str, Any]:
-    """With what code, data, versions and seeds the tables were made; every random number can be derived again from it."""
+def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, command: str = "") -> dict[str, Any]:
+    """With what code, data, versions and seeds the tables were made; every random number can be derived again from it.
+
+    ``command`` is the command line as it was typed, "" for a run from Python.
+    """
     request = plan.suite.model_dump(mode="json")
     if request["data"]["path"]:
         request["data"]["path"] = Path(request["data"]["path"]).name
@@ -74,7 +78,10 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str) -
         "infl_bench": version("infl-bench"),
         "suite": plan.suite.suite,
         "title": plan.suite.title,
+        "command": command,
         "seeds": list(range(plan.suite.seeds)),
+        "cohort": about.cohort(plan, store),
+        "cards": about.cards(plan.suite.defenses),
         "data_digest": plan.data,
         "code_hash": combined(plan.code),
         "code": plan.code,

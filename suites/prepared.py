@@ -54,7 +54,7 @@ def prepare(spec: Mapping[str, Any], cache: Path | None) -> Prepared:
     """
     parts = {name: spec[name] for name in ("suite", "task", "data", "split", "partition", "seed")}
     if cache is None:
-        return _read(_compute(parts))
+        return _read(_compute(parts)[0])
     name = digest(json.dumps({**parts, "digest": spec.get("data_digest", "")}, sort_keys=True, default=str)).hex()[:24]
     path = cache / f"{name}.safetensors"
     if not path.exists():
@@ -62,14 +62,17 @@ def prepare(spec: Mapping[str, Any], cache: Path | None) -> Prepared:
         handle, temporary = tempfile.mkstemp(dir=cache, suffix=".tmp")
         os.close(handle)
         try:
-            save_file(_compute(parts), temporary)
+            tensors, cohort = _compute(parts)
+            about = {**parts, "data_digest": spec.get("data_digest", "")}
+            save_file(tensors, temporary, {"spec": json.dumps(about, default=str), "cohort": json.dumps(cohort)})  # for the run's record
             os.replace(temporary, path)
         finally:
             Path(temporary).unlink(missing_ok=True)
     return _read(load_file(path))
 
 
-def _compute(spec: Mapping[str, Any]) -> dict[str, Tensor]:
+def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of ``Prepared``, and of what cohort they are."""
     from suites.cohorts.load import load  # the parsers, and with them anndata, only where data is parsed
     from suites.preprocess import Preprocessor
     from suites.split import split
@@ -99,7 +102,9 @@ def _compute(spec: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors["person"] = torch.from_numpy(cohort.person)
     if partition.kind == "column" and cohort.site is not None:
         tensors["site_of"] = torch.from_numpy(cohort.site)
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+    about = {name: getattr(cohort, name) for name in ("name", "citation", "licence", "transform", "digest")}
+    persons = {} if cohort.person is None else {"persons": len(set(cohort.person.tolist()))}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}, {**about, "classes": len(cohort.classes), **persons}
 
 
 def _read(tensors: dict[str, Tensor]) -> Prepared:

@@ -39,5 +39,6 @@ def skip_reason(needs: Iterable[str], view: str, *, topology: str, masked: bool,
     missing = sorted(set(needs) - available(view, topology=topology, masked=masked, has_references=has_references))
     if not missing:
         return None
-    reasons = list(dict.fromkeys(_WHY_NOT.get(name, f"{name} is not visible to this view") for name in missing))
+    why_not = {**_WHY_NOT, "references": _WHY_NOT["released"]} if has_references else _WHY_NOT  # references are there: nothing to liken
+    reasons = list(dict.fromkeys(why_not.get(name, f"{name} is not visible to this view") for name in missing))
     return "; ".join(reasons) + (" (they are masked: the server reads only their sum)" if masked and view == "server" else "")

@@ -179,6 +179,8 @@ def _evaluate(node: ast.expr, path: Path) -> object:
     if isinstance(node, ast.Call) and ast.unparse(node.func).split("[")[0] in ("frozenset", "set"):
         inner = _evaluate(node.args[0], path) if node.args else frozenset()
         return frozenset(inner) if isinstance(inner, set | frozenset | tuple | list) else UNREAD
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "Card" and not node.args:
+        return {str(word.arg): _evaluate(word.value, path) for word in node.keywords}  # a defense's card: plain words by party
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr | ast.Sub):
         left, right = _evaluate(node.left, path), _evaluate(node.right, path)
         if isinstance(left, set | frozenset) and isinstance(right, set | frozenset):

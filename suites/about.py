@@ -1,0 +1,69 @@
+"""What a run's record says of its data and of its defenses, read without importing torch or a plug-in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from suites import registry
+from suites.plan import Plan
+from suites.store import Store
+
+PARTS = ("validation", "test", "auxiliary")
+PARTIES = ("server", "site", "outsider", "does_not_protect")
+
+
+def cohort(plan: Plan, store: Store) -> dict[str, Any]:
+    """Name, records, features, classes, persons (if known), sizes of sites and parts, citation, licence and digest of the content.
+
+    Read from the headers of the prepared data; empty where no cell got so far. Sizes are the first seed's; where another seed has others
+    ``site_sizes_by_seed`` lists them all.
+    """
+    seeds: dict[int, tuple[dict[str, Any], dict[str, list[int]]]] = {}
+    targets = [cell.spec for cell in plan.cells if cell.stage == "train"]
+    for spec, facts, shapes in _prepared(store.root / "prepared"):
+        if any(all(target.get(name) == value for name, value in spec.items()) for target in targets):
+            seeds[int(spec["seed"])] = facts, shapes
+    if not seeds:
+        return {}
+    facts, shapes = seeds[min(seeds)]
+    sizes = [_sites(own) for _, (_, own) in sorted(seeds.items())]
+    made = {"name": facts.pop("name"), "records": shapes["x"][0], "features": shapes["x"][1], **facts, "site_sizes": sizes[0]}
+    made["parts"] = {"train": sum(sizes[0]), **{part: shapes[part][0] for part in PARTS if part in shapes}}
+    return made | ({"site_sizes_by_seed": sizes} if any(own != sizes[0] for own in sizes) else {})
+
+
+def cards(defenses: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """Every defense's card, a layer of its stack each: what the server, a site and an outsider see, and what stays unprotected.
+
+    Read from the source of each class; a layer without a card, or with one that only running would tell, is left out of its list.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    for ref in defenses:
+        layers = registry.stack(ref)
+        held = [(layer.label, layer.facts.values.get("card")) for layer in layers]
+        found[registry.label(layers)] = [{"layer": label, **card} for label, card in held if _whole(card)]
+    return found
+
+
+def _whole(card: object) -> bool:
+    return isinstance(card, Mapping) and all(isinstance(card.get(party), str) for party in PARTIES)
+
+
+def _prepared(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, list[int]]]]:
+    """Spec, facts and tensor shapes of every prepared file that says of what cohort it is."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="np") as held:
+            about = held.metadata() or {}
+            if {"spec", "cohort"} <= set(about):
+                shapes = {name: list(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
+                yield json.loads(about["spec"]), json.loads(about["cohort"]), shapes
+
+
+def _sites(shapes: Mapping[str, list[int]]) -> list[int]:
+    count = sum(name.startswith("site/") for name in shapes)
+    return [shapes[f"site/{index}"][0] for index in range(count)]
