@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from suites import registry
 from suites.plan import Plan
@@ -45,19 +46,21 @@ def cards(defenses: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     for ref in defenses:
         layers = registry.stack(ref)
-        held = [(layer.label, layer.facts.values.get("card")) for layer in layers]
-        found[registry.label(layers)] = [{"layer": label, **card} for label, card in held if _whole(card)]
+        found[registry.label(layers)] = [card for layer in layers if (card := _card(layer.label, layer.facts.values.get("card")))]
     return found
 
 
-def _whole(card: object) -> bool:
-    return isinstance(card, Mapping) and all(isinstance(card.get(party), str) for party in PARTIES)
+def _card(layer: str, card: object) -> dict[str, str]:
+    """Empty unless every party has its words."""
+    said = {party: card.get(party) for party in PARTIES} if isinstance(card, Mapping) else {}
+    words = {party: text for party, text in said.items() if isinstance(text, str)}
+    return {"layer": layer, **words} if len(words) == len(PARTIES) else {}
 
 
 def _prepared(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any], dict[str, list[int]]]]:
-    """Spec, facts and tensor shapes of every prepared file that says of what cohort it is."""
+    """Spec, facts and tensor shapes of every prepared file that says of what cohort it is; a broken one is no reason to lose a run."""
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="np") as held:
+        with suppress(OSError, SafetensorError), safe_open(path, framework="np") as held:
             about = held.metadata() or {}
             if {"spec", "cohort"} <= set(about):
                 shapes = {name: list(held.get_slice(name).get_shape()) for name in held.keys()}  # noqa: SIM118
