@@ -281,10 +281,11 @@ class Observation(Protocol):
         """A key of the adversary's own, from the public distribution (never the federation's); needs own_keys or key."""
         ...
 
-    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:
+    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False) -> Params:
         """The message that records ``x`` [B, F] with labels ``y`` ([B] or probabilities [B, K]) would give at ``target``.
 
-        Differentiable in records, labels and key.
+        Differentiable in records, labels and key. ``prepared`` says that ``x`` [B, F'] is what the network itself reads, past
+        ``Defense.prepare``: whoever lacks the key can still search there.
         """
         ...
 

@@ -179,9 +179,9 @@ class Seen:
             self._modules[id(key)] = (key, scene.stack.without_key(module) if key is None and keyed is not None else module)
         return self._modules[id(key)][1]
 
-    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:
+    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False) -> Params:
         scene = self._scene
-        inputs = scene.stack.prepare(x, key) if scene.stack.prepares else x
+        inputs = scene.stack.prepare(x, key) if scene.stack.prepares and not prepared else x
         return simulate(self._module(key), scene.task.loss, target, inputs, y, scene.stack.clip)
 
     def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
