@@ -51,6 +51,7 @@ class Encoder(nn.Module):
     """
 
     coordinates: Tensor
+    lane_axis = True  # suites.stacked: C [L, M, 2] gives k [L, 16]
     batch_shared = True  # suites.ghost: k belongs to the batch, so per-record clipping hands it on as [B, 16]
 
     def __init__(self, coordinates: Tensor, *, persistent: bool = False) -> None:

@@ -7,10 +7,10 @@ Zhang et al., arXiv 2603.28334 (2026), as in the authors' public code of August 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infl.encoder import KEY_WIDTH, Encoder, NearIdentity, reset
+from suites.stacked import linear
 
 HIDDEN = 8
 
@@ -31,12 +31,14 @@ class FiLM(nn.Module):
         joint, act, last = self.film
         assert isinstance(joint, nn.Linear)
         a = self.act_proj(h)
-        if key.dim() > 1:  # a key vector a record, as per-record clipping needs
+        lanes = joint.weight.dim() == 3
+        if key.dim() > 1 and not lanes:  # a key vector a record, as per-record clipping needs
             hidden = joint(torch.cat([a, key, a * key], dim=-1))
         else:
             # Linear([a, k, a*k]) = (W_a + W_ak diag(k)) a + (W_k k + b): the record-free half is formed once a batch.
             on_a, on_k, on_product = joint.weight.chunk(3, dim=-1)
-            hidden = F.linear(a, on_a + on_product * key, on_k @ key + joint.bias)
+            across = key.unsqueeze(1) if lanes else key
+            hidden = linear(a, on_a + on_product * across, (on_k * across).sum(-1) + joint.bias)
         scale, shift = (self.strength * torch.tanh(last(act(hidden)))).chunk(2, dim=-1)
         return h + h * scale + shift
 
@@ -50,6 +52,7 @@ class KeyedLinear(nn.Module):
     The encoder belongs to the whole model; this layer refers to it without owning it. Without a key: y = W x + b.
     """
 
+    lane_axis = True  # suites.stacked
     bias: nn.Parameter | None
 
     def __init__(self, base: nn.Linear, encoder: Encoder, strength: float, *, film: bool, own_encoder: bool = False) -> None:
@@ -81,10 +84,14 @@ class KeyedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         key = self._shared[0]()
         if key is None:
-            return F.linear(x, self.weight, self.bias)
-        scale, shift = self.modulation(key)
+            return linear(x, self.weight, self.bias)
+        if self.weight.dim() == 3:  # lanes: everything that all records share is [L, 1, out]
+            scale, shift = self.modulation(key.unsqueeze(1))
+            bias = None if self.bias is None else self.bias.unsqueeze(1)
+        else:
+            (scale, shift), bias = self.modulation(key), self.bias
         # Scaling the output costs batch x out, scaling the weight in x out.
-        y = F.linear(x, self.weight) * scale + (shift if self.bias is None else self.bias + shift)
+        y = linear(x, self.weight) * scale + (shift if bias is None else bias + shift)
         return y if self.film is None else self.film(y, key)
 
     def initialise(self, generator: torch.Generator | None) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from torch.func import vmap
 from suites.contracts import Params, RequestError
 from suites.ghost import Alike, DoesNotFit, Jacobian, Tap, Use, Watch, expanded
 from suites.per_record import Batch, EachRecord, Loss, pick
+from suites.stacked import places
 
 _CHECKED_RECORDS = 4
 
@@ -59,7 +59,7 @@ class ClippedSum:
         self._module = module
         self._loss = loss
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
-        self._places = _places(module)
+        self._places = places(module)
         self._each_record = EachRecord(module, loss)
         self._shared = {name: part for name, part in module.named_modules() if getattr(part, "batch_shared", False)}
         self._behind = {name: [f"{name}.{own}" for own, _ in part.named_parameters()] for name, part in self._shared.items()}
@@ -230,19 +230,6 @@ class ClippedSum:
         allowed = 1e-3 * max(float(slow_norms.max()), 1e-30)
         pairs = [(fast_norms, slow_norms), *((fast[name], slow[name]) for name in slow)]
         return all(bool(torch.linalg.vector_norm(a - b) <= allowed) for a, b in pairs)
-
-
-def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
-    """Where a module keeps each parameter and buffer: by its first name, every place that holds it."""
-    names = {id(tensor): name for name, tensor in [*module.named_buffers(), *module.named_parameters()]}
-    places: dict[str, list[tuple[dict[str, Any], str]]] = {name: [] for name in names.values()}
-    for part in module.modules():
-        stores: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-        for store in stores:
-            for key, tensor in store.items():
-                if tensor is not None:
-                    places[names[id(tensor)]].append((store, key))
-    return places
 
 
 def _refuse_batch_statistics(module: nn.Module) -> None:

@@ -210,7 +210,8 @@ class _Run:
             self.lanes.append([self._lane(assignment, module, x, site) for site in range(len(assignment.sites))])
         if any(True for _ in self._persistent_buffers()):
             self.chunk = 1  # running statistics are updated in place, which a leading axis does not carry
-        self.globals = [wire(module) for module in self.modules]
+        starts = [wire(module) for module in self.modules]
+        self.globals: Params = {name: torch.stack([params[name] for params in starts]) for name in starts[0]}  # [R, ...], never in place
         self.trainers: dict[tuple[tuple[int, int], ...], Trainer] = {}
 
     def _persistent_buffers(self) -> Iterable[str]:
@@ -231,39 +232,39 @@ class _Run:
             draw("noise", assignment.defense_coordinates),
         )
 
+    def _global(self, r: int) -> Params:
+        """Federation r's present model."""
+        return {name: tensor[r] for name, tensor in self.globals.items()}
+
     def rounds(self, probes: Sequence[Probe], keep: Callable[[int], bool]) -> list[Trained]:
-        count = self.federation.rounds
-        kept: list[list[Round]] = [[] for _ in self.assignments]
-        losses: list[list[float]] = [[] for _ in self.assignments]
-        best: list[tuple[int, Params]] = [(0, params) for params in self.globals]
+        count, federations = self.federation.rounds, range(len(self.assignments))
+        kept: list[list[Round]] = [[] for _ in federations]
+        losses: list[list[float]] = [[] for _ in federations]
+        best = [(0, self._global(r)) for r in federations]
         samples = 0
         for index in range(count):
-            probed = [self._probes([p for p in probes if p.round == index], r) for r in range(len(self.assignments))]
-            participants = [self._participants(r, index) for r in range(len(self.assignments))]
+            probed = [self._probes([p for p in probes if p.round == index], r) for r in federations]
+            participants = [self._participants(r, index) for r in federations]
             updates = self._local(participants)
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
-            for r, assignment in enumerate(self.assignments):
-                broadcast = self.globals[r]
-                weights = [1.0 if self.stack.equal_weights else float(len(assignment.sites[s])) for s in participants[r]]
-                delivery = self._deliver(r, index, participants[r], updates[r], weights, b"round")
-                self.globals[r] = {
-                    name: (value + delivery.combined[name]).to(value.dtype) if name in delivery.combined else value
-                    for name, value in broadcast.items()
-                }
-                if keep(index) or probed[r]:
-                    kept[r].append(Round(index, broadcast, delivery.messages, delivery.combined, tuple(probed[r])))
-                if self.federation.selection == "validation":
+            combined, messages = self._collect(index, participants, updates, record=keep(index) or any(probed))
+            if messages:
+                for r in federations:
+                    sums = {name: tensor[r] for name, tensor in combined.items()}
+                    kept[r].append(Round(index, self._global(r), messages[r], sums, tuple(probed[r])))
+            self.globals = {
+                name: (value + combined[name]).to(value.dtype) if name in combined else value for name, value in self.globals.items()
+            }
+            if self.federation.selection == "validation":
+                for r in federations:
                     losses[r].append(self._validation_loss(r))
                     if losses[r][-1] <= min(losses[r]):
-                        best[r] = (index, self.globals[r])
-                else:
-                    best[r] = (index, self.globals[r])
+                        best[r] = (index, self._global(r))
+        if self.federation.selection != "validation":
+            best = [(count - 1, self._global(r)) for r in federations]
         seconds = (time.perf_counter() - self.started) / len(self.assignments)
         each = samples * self.federation.local.epochs // len(self.assignments)
-        return [
-            Trained(kept[r], [best[r][1]], self.modules[r], self.secrets[r], best[r][0], seconds, each, losses[r])
-            for r in range(len(self.assignments))
-        ]
+        return [Trained(kept[r], [best[r][1]], self.modules[r], self.secrets[r], best[r][0], seconds, each, losses[r]) for r in federations]
 
     def _participants(self, r: int, index: int) -> list[int]:
         sites = len(self.assignments[r].sites)
@@ -278,16 +279,44 @@ class _Run:
             self.trainers[members] = Trainer([self.lanes[r][s] for r, s in members], self.task.loss, self.stack)
         return self.trainers[members]
 
-    def _local(self, participants: Sequence[Sequence[int]]) -> list[list[Params]]:
-        """Each participating site's update of this round."""
+    def _local(self, participants: Sequence[Sequence[int]]) -> Params:
+        """Each participating site's update of this round, [lanes, ...], federation by federation."""
         flat = [(r, s) for r, sites in enumerate(participants) for s in sites]
-        updates: list[list[Params]] = [[] for _ in participants]
+        updates = {name: tensor.new_empty(len(flat), *tensor.shape[1:]) for name, tensor in self.globals.items()}
         for first in range(0, len(flat), self.chunk):
             members = tuple(flat[first : first + self.chunk])
-            states = self._trainer(members).run([self.globals[r] for r, _ in members], self.federation.local)
-            for (r, _), state in zip(members, states):
-                updates[r].append({name: value - self.globals[r][name] for name, value in state.items()})
+            rows = torch.tensor([r for r, _ in members], device=self.pool.x.device)
+            start = {name: tensor[rows[0]][None] if len(rows) == 1 else tensor[rows] for name, tensor in self.globals.items()}
+            for name, state in self._trainer(members).run(start, self.federation.local).items():
+                torch.sub(state, start[name], out=updates[name][first : first + len(members)])
         return updates
+
+    def _collect(
+        self, index: int, participants: Sequence[Sequence[int]], updates: Params, *, record: bool
+    ) -> tuple[Params, list[tuple[Message, ...]]]:
+        """What the server combines [R, ...], and each federation's messages where they are recorded (else none)."""
+        weights = [
+            [1.0 if self.stack.equal_weights else float(len(self.assignments[r].sites[s])) for s in sites]
+            for r, sites in enumerate(participants)
+        ]
+        each = len(participants[0])
+        if not record and not self.stack.encodes and self.stack.channel is None and all(len(sites) == each for sites in participants):
+            share = torch.tensor(weights, device=self.pool.x.device)
+            share = (share / share.sum(1, keepdim=True)).unsqueeze(1)  # [R, 1, C]
+
+            def mean(name: str, rows: Tensor) -> Tensor:
+                if not rows.is_floating_point():
+                    return rows.view(len(participants), each, *rows.shape[1:])[:, 0]
+                return torch.bmm(share.to(rows.dtype), rows.reshape(len(participants), each, -1)).view(self.globals[name].shape)
+
+            return {name: mean(name, rows) for name, rows in updates.items()}, []
+        deliveries, at = [], 0
+        for r, sites in enumerate(participants):
+            own = [{name: rows[at + i] for name, rows in updates.items()} for i in range(len(sites))]
+            deliveries.append(self._deliver(r, index, sites, own, weights[r], b"round"))
+            at += len(sites)
+        combined = {name: torch.stack([delivery.combined[name] for delivery in deliveries]) for name in deliveries[0].combined}
+        return combined, [delivery.messages for delivery in deliveries] if record else []
 
     def _deliver(
         self, r: int, index: int, participants: Sequence[int], updates: Sequence[Params], weights: Sequence[float], kind: bytes
@@ -298,7 +327,7 @@ class _Run:
         if self.stack.channel is not None:
             source = keys(*self.assignments[r].defense_coordinates, "channel")
             context = digest(*self.assignments[r].defense_coordinates, kind.hex())
-            exchange = Exchange(index, context, self.globals[r], tuple(source.child(kind.hex(), index, site) for site in participants))
+            exchange = Exchange(index, context, self._global(r), tuple(source.child(kind.hex(), index, site) for site in participants))
             sent = self.stack.channel.run(updates, weights, exchange)  # which numbers its sites from 0
             messages = tuple(replace(m, site=participants[m.site]) for m in sent.messages)
             return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors))
@@ -332,15 +361,15 @@ class _Run:
         where = (*self.assignments[r].defense_coordinates, "probe", probe.name, site)
         lane = Lane(own.module, own.x, own.y, batch, stream(*where, "batches"), stream(*where, "dropout"), stream(*where, "noise"))
         trainer = Trainer([lane], self.task.loss, self.stack)
-        start = self.globals[r]
+        start = {name: tensor[r : r + 1] for name, tensor in self.globals.items()}
         if probe.optimiser == "gradient":
-            return trainer.gradient([start], [batch])[0]
+            return {name: value[0] for name, value in trainer.gradient(start, [batch]).items()}
         local = Local(epochs=probe.steps, batch=len(batch), optimiser=probe.optimiser, lr=probe.lr)
-        state = trainer.follow([start], local, [[batch] * probe.steps], [len(batch)])[0]
-        return {name: value - start[name] for name, value in state.items()}
+        state = trainer.follow(start, local, [[batch] * probe.steps], [len(batch)])
+        return {name: (value - start[name])[0] for name, value in state.items()}
 
     @torch.no_grad()
     def _validation_loss(self, r: int) -> float:
         assert self.validation is not None
-        outputs = call(self.modules[r], self.globals[r], self.inputs[r][self.validation])
+        outputs = call(self.modules[r], self._global(r), self.inputs[r][self.validation])
         return float(self.task.loss(outputs, self.pool.y[self.validation]).mean())

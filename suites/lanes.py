@@ -1,8 +1,8 @@
 """Local training of many lanes at once. A lane is one (federation, site): its own parameters, records, batches and noise.
 
-``chunk`` lanes share each tensor operation through a leading axis (``torch.func.vmap`` over ``functional_call``); a chunk of one runs
-the module itself, at the cost of a bare torch loop. Ragged lanes are padded with records of zero weight; a lane that has done its
-steps is copied out, so that another lane's longer training cannot move it.
+``chunk`` lanes share each tensor operation through a leading axis (``suites.stacked``, or ``torch.func.vmap`` over ``functional_call`` for
+networks that cannot take it); a chunk of one runs the module itself, at the cost of a bare torch loop. Ragged lanes are padded with
+records of zero weight; a lane that has done its steps is copied out, so that another lane's longer training cannot move it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from suites.clipping import ClippedSum
 from suites.contracts import Defense, Local, Params
-from suites.stacked_linear import stackable
+from suites.stacked import Stacked, stacked
 from suites.tasks.networks import Dropout
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], labels [B] -> per-record loss [B]
@@ -43,6 +43,10 @@ def private(module: nn.Module) -> Params:
     """Non-persistent buffers: secrets and dropout masks. They never cross the wire."""
     kept = module.state_dict(keep_vars=True).keys()
     return {name: buffer for name, buffer in module.named_buffers() if name not in kept}
+
+
+def _dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:
+    return [(f"{name}.mask" if name else "mask", part) for name, part in module.named_modules() if isinstance(part, Dropout)]
 
 
 def expected_batch(local: Local, records: int) -> int:
@@ -92,73 +96,85 @@ class Trainer:
         self.loss = loss
         self.defense = defense
         self.stacked = len(lanes) > 1
-        # Clipping watches the module's own calls of ``linear``, so it keeps the plain layers.
-        fast = self.stacked and defense.clip is None
-        self.module = (stackable(lanes[0].module) if fast else lanes[0].module).train()
+        self.module = lanes[0].module.train()
         self.device = lanes[0].x.device
-        self.masks = [
-            (f"{name}.mask" if name else "mask", m) for name, m in self.module.named_modules() if isinstance(m, Dropout) and m.p > 0
-        ]
         self.trained = [name for name, _ in self.module.named_parameters()]
         self.secrets: Params = {}
         if self.stacked:
-            mask_names = {name for name, _ in self.masks}
+            mask_names = {name for name, _ in _dropouts(self.module)}
             parts = [private(lane.module) for lane in lanes]
             self.secrets = {name: torch.stack([part[name] for part in parts]) for name in parts[0] if name not in mask_names}
+        # Clipping watches the module's own calls of ``linear``, so it keeps the plain layers.
+        fast = self.stacked and defense.clip is None
+        self.native: Stacked | None = stacked(self.module, self.secrets, lanes[0].x) if fast else None
+        self.masks = [pair for pair in _dropouts(self.native.module if self.native is not None else self.module) if pair[1].p > 0]
         self.clipped = ClippedSum(self.module, loss) if defense.clip is not None else None
+        self._batch: tuple[Tensor, ...] | None = None  # this step's records, all lanes in a row
         self._pools_shared = all(lane.x is lanes[0].x for lane in lanes)
 
-    def run(self, start: Sequence[Params], local: Local) -> list[Params]:
-        """The lanes' states after one round of local training, from ``start`` (one a lane; not modified)."""
+    def run(self, start: Params, local: Local) -> Params:
+        """The lanes' states [L, ...] after one round of local training, from ``start`` [L, ...] (not modified)."""
         poisson = self.defense.clip is not None and self.defense.clip.sampling == "poisson"
         plans = [schedule(lane, local, poisson=poisson) for lane in self.lanes]
         return self.follow(start, local, plans, [expected_batch(local, len(lane.records)) for lane in self.lanes])
 
-    def follow(self, start: Sequence[Params], local: Local, plans: Sequence[Sequence[Tensor]], expected: Sequence[int]) -> list[Params]:
+    def follow(self, start: Params, local: Local, plans: Sequence[Sequence[Tensor]], expected: Sequence[int]) -> Params:
         """As ``run``, along given steps (``plans[lane][step]`` are pool indices)."""
         state, optimiser = self._begin(start, local)
-        done: list[Params | None] = [None] * len(self.lanes)
-        for step in range(max(len(plan) for plan in plans)):
+        last = max(len(plan) for plan in plans)
+        early = {i: len(plan) for i, plan in enumerate(plans) if len(plan) < last}
+        done: dict[int, Params] = {}
+        for step in range(last):
             # A lane that has no step left repeats its last batch; it was copied out before this moved it.
             batches = [plan[min(step, len(plan) - 1)] for plan in plans]
             self._gradient(state, batches, expected)
             optimiser.step()
-            for i, plan in enumerate(plans):
-                if len(plan) == step + 1:
-                    done[i] = self._copy_out(state, i)
-        return [params for params in done if params is not None]
+            done |= {i: {name: tensor[i].detach().clone() for name, tensor in state.items()} for i, n in early.items() if n == step + 1}
+        if not self.stacked:
+            return {name: tensor.detach().clone()[None] for name, tensor in state.items()}
+        after = {name: tensor.detach() for name, tensor in state.items()}
+        for i, params in done.items():
+            for name, tensor in params.items():
+                after[name][i] = tensor
+        return after
 
-    def gradient(self, start: Sequence[Params], batches: Sequence[Tensor]) -> list[Params]:
-        """Each lane's message for one batch: the gradient of the mean loss, after the defense's clipping and noise."""
+    def gradient(self, start: Params, batches: Sequence[Tensor]) -> Params:
+        """Each lane's message [L, ...] for one batch: the gradient of the mean loss, after the defense's clipping and noise."""
         state, _ = self._begin(start, Local(optimiser="sgd", lr=0.0))
         self._gradient(state, batches, [len(batch) for batch in batches])
         gradients = {name: grad if (grad := state[name].grad) is not None else torch.zeros_like(state[name]) for name in self.trained}
-        return [{name: (g[i] if self.stacked else g).detach().clone() for name, g in gradients.items()} for i in range(len(self.lanes))]
+        return {name: (g if self.stacked else g[None]).detach().clone() for name, g in gradients.items()}
 
-    def _begin(self, start: Sequence[Params], local: Local) -> tuple[Params, torch.optim.Optimizer]:
+    def _begin(self, start: Params, local: Local) -> tuple[Params, torch.optim.Optimizer]:
         state: Params
         if self.stacked:
-            state = {name: torch.stack([params[name] for params in start]).requires_grad_() for name in self.trained}
+            state = {name: start[name].clone().requires_grad_() for name in self.trained}
+            if self.native is not None:
+                self.native.hold({**state, **self.secrets})
         else:
             with torch.no_grad():
                 state = dict(self.module.state_dict(keep_vars=True))
                 for name, tensor in state.items():
-                    tensor.copy_(start[0][name])
+                    tensor.copy_(start[name][0])
                     tensor.grad = None
         leaves = [state[name] for name in self.trained]
         if local.optimiser == "adam":
             return state, torch.optim.Adam(leaves, lr=local.lr, weight_decay=local.weight_decay, fused=True)
         return state, torch.optim.SGD(leaves, lr=local.lr, weight_decay=local.weight_decay, momentum=local.momentum)
 
-    def _copy_out(self, state: Params, lane: int) -> Params:
-        return {name: (tensor[lane] if self.stacked else tensor).detach().clone() for name, tensor in state.items()}
-
     def _gather(self, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         index, weight = _padded(batches)
         index = index.to(self.device)
         if self._pools_shared:
-            # index_select copies whole rows: several times faster on a CPU than indexing with a matrix.
-            x, y = (t.index_select(0, index.flatten()).view(*index.shape, *t.shape[1:]) for t in (self.lanes[0].x, self.lanes[0].y))
+            # index_select copies whole rows: several times faster on a CPU than indexing with a matrix; and always into the same
+            # memory, since pages fresh from the system cost as much as the copy.
+            pools = (self.lanes[0].x, self.lanes[0].y)
+            rows = index.flatten()
+            if self._batch is None or len(self._batch[0]) != len(rows):
+                self._batch = tuple(t.new_empty(len(rows), *t.shape[1:]) for t in pools)
+            for t, out in zip(pools, self._batch):
+                torch.index_select(t, 0, rows, out=out)
+            x, y = (out.view(*index.shape, *out.shape[1:]) for out in self._batch)
         else:
             x = torch.stack([lane.x.index_select(0, row) for lane, row in zip(self.lanes, index)])
             y = torch.stack([lane.y.index_select(0, row) for lane, row in zip(self.lanes, index)])
@@ -188,7 +204,12 @@ class Trainer:
             losses = self.loss(self.module(x[0]), y[0])
             total = losses.mean() if weight is None else (losses * weight[0]).sum() / weight[0].sum().clamp_min(1.0)
         else:
-            outputs = torch.func.vmap(self._forward)({**state, **self.secrets, **masks}, x)
+            if self.native is not None:
+                for name, module in self.masks:
+                    module.mask = masks[name]
+                outputs = self.native(x)
+            else:
+                outputs = torch.func.vmap(self._forward)({**state, **self.secrets, **masks}, x)
             losses = self.loss(outputs.flatten(0, 1), y.flatten(0, 1)).view(x.shape[:2])
             means = losses.mean(1) if weight is None else (losses * weight).sum(1) / weight.sum(1).clamp_min(1.0)
             total = means.sum()
@@ -207,6 +228,8 @@ class Trainer:
             weight = torch.ones(x.shape[:2], device=self.device)
         sums, _ = self.clipped(params, {**secrets, **masks}, x, y, weight, self.defense.clip.norm)
         noisy = [self.defense.noise({n: g[i] for n, g in sums.items()}, lane.noise) for i, lane in enumerate(self.lanes)]
+        sizes = torch.tensor(expected, dtype=x.dtype, device=self.device)
         for name in self.trained:
-            rows = [lane_sum[name] / size for lane_sum, size in zip(noisy, expected)]
-            state[name].grad = torch.stack(rows) if self.stacked else rows[0]
+            rows = torch.stack([lane_sum[name] for lane_sum in noisy]) if self.stacked else noisy[0][name][None]
+            rows = rows / sizes.view(-1, *[1] * (rows.dim() - 1))
+            state[name].grad = rows if self.stacked else rows[0]

@@ -25,6 +25,7 @@ class Dropout(nn.Module):
     forward pass is a pure function and an attacker's simulation has no hidden randomness. Without one, nothing is dropped.
     """
 
+    lane_axis = True  # suites.stacked: a mask [L, B, width] acts on [L, B, width]
     mask: Tensor
 
     def __init__(self, p: float, width: int) -> None:
