@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,9 @@ Out = Annotated[Path | None, typer.Option(help="Folder for store, tables and rep
 def main() -> None:
     """Run the command line; what a user got wrong is one sentence, never a traceback."""
     try:
+        for entry in entry_points(group="infl_bench.commands"):  # such a module imports typer alone until its command runs
+            if entry.name not in {group.name for group in app.registered_groups}:
+                app.add_typer(entry.load(), name=entry.name)
         code = app(standalone_mode=False)
     except RequestError as error:
         _complain(str(error))

@@ -1,0 +1,172 @@
+"""A federation of one's own: sites with wrapped copies of one key learn together; one with an old version is refused and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from baselines.fedavg import FedAvg
+from infl import key_file
+from infl.deploy import Gate, KeyedSite, Tag, average, secret_of, tag
+from infl.hardened import Hardened
+from infl.key import Key
+from infl.key_wrap import Pair, unwrap, wrap
+from infl.published import Published
+from infl.revocation import Revoked
+from suites.checks_defense import carried
+from suites.contracts import Defense, Params, RequestError
+from tests.secret_scan import find_secret
+
+FEATURES, CLASSES, EACH = 32, 3, 120
+DEFENSES = [Published(strength=5.0), Hardened(spread=2.0, minimum=64)]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(3)  # public: every site builds the same start, and the first broadcast replaces it anyway
+    return nn.Sequential(nn.Linear(FEATURES, 24), nn.ReLU(), nn.Linear(24, CLASSES))
+
+
+def records(seed: int) -> tuple[Tensor, Tensor]:
+    teacher = torch.randn(FEATURES, CLASSES, generator=torch.Generator().manual_seed(99))
+    x = torch.randn(EACH, FEATURES, generator=torch.Generator().manual_seed(seed))
+    return x, (x @ teacher).argmax(1)
+
+
+def train(site: KeyedSite, y: Tensor, epochs: int = 30) -> None:
+    """A plain loop, as a site would write it."""
+    optimiser = torch.optim.Adam(site.model.parameters(), lr=1e-2)
+    for _ in range(epochs):
+        optimiser.zero_grad()
+        F.cross_entropy(site.model(site.x), y).backward()
+        optimiser.step()
+
+
+def handed_over(key: Key, site: str, folder: Path) -> Key:
+    """The key as the site ends up with it: wrapped, sent in the open, unwrapped, saved, loaded."""
+    pair = Pair.new(site)
+    key_file.write(folder / f"{site}.wrapped", "wrapped", wrap(key, pair.public))
+    path = folder / f"{site}.wrapped"
+    unwrap(key_file.read(path, "wrapped"), pair, fingerprint=key.identity.fingerprint, path=path).save(folder / f"{site}.key")
+    return Key.load(folder / f"{site}.key")
+
+
+@pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: type(d).__name__)
+def test_two_sites_learn_together_and_a_third_with_an_old_key_is_refused(defense: Defense, tmp_path: Path) -> None:
+    old = Key.new()
+    key = old.rotated()
+    data = {name: records(i) for i, name in enumerate(("a", "b", "c"))}
+    keys = {"a": handed_over(key, "a", tmp_path), "b": handed_over(key, "b", tmp_path), "c": handed_over(old, "c", tmp_path)}
+    sites = {name: KeyedSite(name, keys[name], defense, net(), data[name][0], classes=CLASSES) for name in data}
+    gate, holder = Gate(key.identity), Gate(keys["a"])  # a server's, which holds no key, and a key holder's
+    state = sites["a"].broadcast()
+    for index in range(2):
+        admitted: list[Params] = []
+        for name, site in sites.items():
+            site.receive(state)
+            train(site, data[name][1])
+            update, label = site.update(state, index)
+            read = Tag.read(label.metadata())
+            assert read == label
+            assert holder.admits(update, read, index) == gate.admits(update, read, index) == (name != "c")
+            if name != "c":
+                admitted.append(update)
+        mean = average(admitted, [EACH, EACH])
+        state = {name: value + mean[name] for name, value in state.items()}
+    assert gate.refused == holder.refused == {"another version": 2}
+
+    x, y = records(7)
+    sites["b"].receive(state)
+    right = (sites["b"].outputs(x).argmax(1) == y).float().mean()
+    assert right > 0.75
+    sites["c"].receive(state)
+    if isinstance(defense, Hardened):  # under INFL as published a wrong key opens the model
+        assert (sites["c"].outputs(x).argmax(1) == y).float().mean() < right - 0.2
+
+
+@pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: type(d).__name__)
+def test_nothing_that_is_sent_holds_the_key(defense: Defense, tmp_path: Path) -> None:
+    key = Key.new()
+    key.save(tmp_path / "key")
+    x, y = records(0)
+    site = KeyedSite("a", key, defense, net(), x, classes=CLASSES)
+    start = site.broadcast()
+    train(site, y, 2)
+    update, label = site.update(start, 0)
+    secret = secret_of(key, defense)
+    for sent in (start, update, site.broadcast(), site.stripped().state_dict()):
+        assert not list(carried(secret, dict(sent)))
+        assert not find_secret(sent, secret)
+    bits = key_file.read(tmp_path / "key", "key")["material"]
+    assert bits[:12] not in repr(site) + repr(label) + str(label.metadata())
+
+
+def test_one_key_file_serves_every_variant_apart() -> None:
+    key = Key.new()
+    mixing, coordinates = secret_of(key, Hardened())["key"], secret_of(key, Published())["coordinates"]
+    assert torch.equal(coordinates, secret_of(key, Published(strength=1.0))["coordinates"])
+    assert not list(carried(secret_of(key, Hardened()), {"c": coordinates}))
+    assert mixing.shape == (32,)
+    assert not torch.equal(mixing, secret_of(key.rotated(), Hardened())["key"])
+    with pytest.raises(RequestError, match="has no key"):
+        secret_of(key, FedAvg())
+
+
+def test_each_reason_to_refuse_is_counted() -> None:
+    key, foreign = Key.new(), Key.new()
+    update = {"w": torch.ones(4), "count": torch.tensor(3)}
+    label = tag(key, "a", 0, update)
+    forged = Tag(key.identity.federation, 1, key.identity.fingerprint, "a", 0, proof="00")
+    impostor = Tag(key.identity.federation, 1, foreign.identity.fingerprint, "a", 0, proof=label.proof)
+    gate = Gate(key)
+    assert not gate.admits(update, None, 0)
+    assert not gate.admits(update, Tag.read({"infl-bench.version": "one"}), 0)
+    assert not gate.admits(update, tag(foreign, "a", 0, update), 0)
+    assert not gate.admits(update, tag(key.rotated(), "a", 0, update), 0)
+    assert not gate.admits(update, impostor, 0)
+    assert not gate.admits(update, forged, 0)
+    assert not gate.admits({**update, "w": torch.zeros(4)}, label, 0)  # another update under this tag
+    assert not gate.admits(update, label, 1)
+    assert gate.admits(update, label, 0)
+    assert not gate.admits(update, label, 0)
+    assert gate.refused == {
+        "no tag": 2,
+        "another federation": 1,
+        "another version": 1,
+        "another key": 1,
+        "no proof of the key": 2,
+        "another round": 1,
+        "a second update of one site": 1,
+    }
+    assert Gate(key.identity).admits(update, forged, 0)  # without a key nobody can check a proof, and the docstring says so
+
+
+def test_a_revoked_version_neither_starts_nor_enters() -> None:
+    key = Key.new()
+    new = key.rotated()
+    revoked = Revoked().with_key(key)
+    with pytest.raises(RequestError, match="revoked"):
+        KeyedSite("a", key, Published(), net(), records(0)[0], classes=CLASSES, revoked=revoked)
+    gate = Gate(key.identity, new.identity, revoked=revoked)  # while sites change over, both would be accepted
+    update = {"w": torch.ones(2)}
+    assert not gate.admits(update, tag(key, "a", 0, update), 0)
+    assert gate.admits(update, tag(new, "a", 0, update), 0)
+    assert gate.refused == {"revoked version": 1}
+
+
+def test_a_site_too_small_for_the_defense_and_a_mean_of_nothing() -> None:
+    with pytest.raises(RequestError, match="fewer than 200 records"):
+        KeyedSite("a", Key.new(), Hardened(minimum=200), net(), records(0)[0], classes=CLASSES)
+    with pytest.raises(RequestError, match="no mean"):
+        average([], [])
+    with pytest.raises(RequestError, match="accepts no version"):
+        Gate()
+
+
+def test_the_weighted_mean() -> None:
+    mean = average([{"w": torch.tensor([1.0]), "n": torch.tensor(2)}, {"w": torch.tensor([4.0]), "n": torch.tensor(5)}], [1, 2])
+    assert float(mean["w"]) == pytest.approx(3.0)
+    assert int(mean["n"]) == 2
