@@ -317,9 +317,9 @@ class Guess:
     """What an attack says.
 
     ``value`` by goal. reconstruction: a list with one [batch, F] tensor a target, in the order of ``seen.targets`` (or ``target_sums``);
-    it may stop early. membership: [n_candidates] scores, higher for members. key: a list of ``Secret | None`` (each is opened by the
-    scorer on test records), or a dict of secret-derived tensors (compared with ``Defense.derived``). ``certified`` marks what the attack
-    could verify without the truth.
+    it may stop early. membership: [n_candidates] scores, higher for members; audit: the same of canaries. key: a list of ``Secret | None``
+    (each is opened by the scorer on test records), or a dict of secret-derived tensors (compared with ``Defense.derived``). ``certified``
+    marks what the attack could verify without the truth.
     """
 
     value: Any
@@ -332,6 +332,9 @@ class Attack(Protocol):
     """A plug-in attack: one class, one idea. ``needs`` lists all it reads; lacking one makes its row ``skipped``.
 
     A class with ``control = True`` marks an end of a scale: printed beside the attacks, never the worst case.
+
+    An attack of goal "audit" also has ``inserts(auxiliary: Records, classes: int, rng) -> Records``: canaries, each of which the referee
+    adds to site 0's training records by a fair coin. They are then the candidates; the attack scores them without seeing a coin.
     """
 
     goal: ClassVar[Goal]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from suites.contracts import (
     Attack,
+    Claim,
     Fact,
     Federation,
     KeySource,
@@ -72,6 +73,7 @@ class Scene:
     references: Callable[[int], Sequence[Reference]]
     truth: Callable[[], Any]
     own_records: Records | None = None
+    claim: Claim | None = None
 
 
 def why_not(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
@@ -99,6 +101,7 @@ class Seen:
             "features": Fact(scene.features, "public"),
             "members": Fact(scene.members, "public"),
             "clip": Fact(scene.stack.clip, "protocol"),
+            "claim": Fact(scene.claim, "public"),
         }
 
     @property

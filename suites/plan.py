@@ -5,9 +5,9 @@ train key is part of the attack key, so one trained federation feeds all attacks
 becomes a ``skipped`` row here, without a process.
 
 The specs, all JSON: a train spec has suite, task, data, data_digest, split, partition, federation, probes, defense, seed, engine and
-device. A reference spec adds ``first`` and ``count`` (references first … first + count - 1; the k-th does not depend on how many are
-asked for). An attack spec adds attack, threat, references and budget; its inputs are the folders ``train`` and ``reference:0``,
-``reference:1`` …
+device, and ``inserts`` where an attack brings records of its own into training. A reference spec adds ``first`` and ``count`` (references
+first … first + count - 1; the k-th does not depend on how many are asked for). An attack spec adds attack, threat, references and budget;
+its inputs are the folders ``train`` and ``reference:0``, ``reference:1`` …
 """
 
 from __future__ import annotations
@@ -142,18 +142,28 @@ class _Planner:
             asked = any(isinstance(item, tuple) and "references" in (item[0].needs or ("references",)) for item in attacks)
             references = self._references(layers, seed) if asked and self.suite.references else []
             cells.extend(references)
+            inserted: dict[str, Cell] = {}  # an attack that brings records of its own has a federation of its own
             for item in attacks:
                 if isinstance(item, Skipped):
                     skipped.append(item)
-                else:
-                    cells.append(self._attack(layers, *item, target, references, seed))
+                    continue
+                attack = item[0]
+                if attack.inserts and attack.ref not in inserted:
+                    inserted[attack.ref] = self._train(layers, seed, attack)
+                    cells.append(inserted[attack.ref])
+                own = [] if attack.inserts else references
+                cells.append(self._attack(layers, *item, inserted.get(attack.ref, target), own, seed))
         order: Mapping[str, int] = {"train": 0, "reference": 1, "attack": 2}
         cells.sort(key=lambda cell: order[cell.stage])
         return Plan(self.suite, tuple(cells), tuple(skipped), self.data, dict(sorted(self.code.items())), versions())
 
-    def _train(self, layers: Sequence[Plugin], seed: int) -> Cell:
+    def _train(self, layers: Sequence[Plugin], seed: int, inserting: Plugin | None = None) -> Cell:
         spec = {**self.common, "stage": "train", "defense": _ref(layers), "seed": seed}
-        return self._cell("train", spec, (*layers, self.task), self._columns(layers, seed))
+        if inserting is None:
+            return self._cell("train", spec, (*layers, self.task), self._columns(layers, seed))
+        every = {**self.common["engine"], "keep_every": 1}  # an auditor reads each round
+        spec |= {"inserts": inserting.ref, "probes": [], "engine": every}
+        return self._cell("train", spec, (*layers, self.task, inserting), self._columns(layers, seed))
 
     def _references(self, layers: Sequence[Plugin], seed: int) -> list[Cell]:
         """Whole chunks only: the last one trains a few more than asked rather than let the k-th depend on the number."""
@@ -188,7 +198,7 @@ class _Planner:
             if attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
             elif attack.needs is not None and topology is not None and (True in masks or None not in masks):
-                has = self.suite.references > 0
+                has = self.suite.references > 0 and not attack.inserts
                 reason = skip_reason(attack.needs, threat.view, topology=topology, masked=True in masks, has_references=has)
             yield Skipped(self._columns(layers, seed, attack, threat), reason) if reason else (attack, threat)
 
@@ -214,7 +224,7 @@ class _Planner:
         call = self.functions[stage]
         code = closure(call, *(plugin.module or plugin.path for plugin in plugins))
         self.code.update(code)
-        refs = {key: registry.portable(spec[key]) for key in ("task", "defense", "attack") if key in spec}
+        refs = {key: registry.portable(spec[key]) for key in ("task", "defense", "attack", "inserts") if key in spec}
         hashed = {**spec, "data": {**spec["data"], "path": None}, **refs}
         material = [hashed, self.data, combined(code), dict(versions()), dict(inputs or {})]
         digest = hashlib.sha256(json.dumps(material, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from suites import registry, transcript
+from suites.auditing.insertion import SITE, Inserting, insert
 from suites.checks_flags import flag_messages
 from suites.contracts import (
     Attack,
@@ -53,10 +54,11 @@ from suites.scoring import (
     score_utility,
     score_vectors,
 )
+from suites.scoring_audit import score_audit
 from suites.stack import Stack
 
 Row = dict[str, Any]
-ROWS, CURVES = "rows.json", "curves.json"
+ROWS, CURVES, CLAIM = "rows.json", "curves.json", "claim.json"
 REFERENCES = "references.safetensors"
 DRAWABLE = ("pbmc68k", "synthetic")  # cohorts whose single records may be drawn beside their reconstructions
 _PRIORS = ("class_mean", "random_guess")  # controls that look at no message; the best of them is the prior of a reconstruction
@@ -68,7 +70,9 @@ class Bench:
     def __init__(self, spec: Mapping[str, Any], cache: Path | None) -> None:
         torch.set_num_threads(1)
         self.spec = spec
-        self.prepared: Prepared = prepare(spec, cache)
+        data = spec["data"].get("name") or Path(str(spec["data"]["path"])).stem
+        self.where = (spec["suite"], registry.portable(spec["task"]), data, "seed", spec["seed"])
+        self.prepared: Prepared = self._inserted(prepare(spec, cache))
         self.task: Task = registry.find("tasks", spec["task"]).make()
         self.defense: str = registry.portable(spec["defense"])  # names it in tables and coordinates, wherever its file lies
         settings = dict(spec["federation"])
@@ -82,8 +86,14 @@ class Bench:
             tuple([sum(sizes)] if stack.topology == "centralized" else sizes), self.prepared.pool.x.shape[1], self.prepared.pool.classes
         )
         self.stack: Stack = stack.plan(self.federation, self.shape)
-        data = spec["data"].get("name") or Path(str(spec["data"]["path"])).stem
-        self.where = (spec["suite"], registry.portable(spec["task"]), data, "seed", spec["seed"])
+
+    def _inserted(self, prepared: Prepared) -> Prepared:
+        """With the records that an attack brings, each by a coin of the referee's own."""
+        if not self.spec.get("inserts"):
+            return prepared
+        name = registry.portable(self.spec["inserts"])
+        attack: Inserting = registry.find("attacks", self.spec["inserts"]).make()
+        return insert(prepared, attack, stream(*self.where, "canaries", name), stream(*self.where, "inclusion", name))
 
     def assignment(self) -> Assignment:
         return Assignment(self.prepared.sites, (*self.where, "target"), (*self.where, "target", self.defense))
@@ -201,8 +211,9 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     inputs = bench.stack.prepare(bench.prepared.pool.x, trained.secret)
     flags = flag_messages(evidence, bench.stack, bench.task, trained.module, inputs, bench.prepared.pool.y, claim)
     rows += [_row(bench, measure, goal="utility") for measure in flags]
+    rows = [] if spec.get("inserts") else rows  # a federation with canaries in it is no measure of utility or cost
     _write(folder, rows, [], time.perf_counter() - started)
-    (folder / "claim.json").write_text(json.dumps({} if claim is None else asdict(claim)))
+    (folder / CLAIM).write_text(json.dumps({} if claim is None else asdict(claim)))
 
 
 def reference_cell(spec: Mapping[str, Any], folder: Path) -> None:
@@ -264,11 +275,12 @@ class Trial:
             self.secret,
             candidates,
             prepared.records(prepared.auxiliary),
-            int(prepared.member.sum()),
+            len(prepared.candidates) // 2 if bench.spec.get("inserts") else int(prepared.member.sum()),  # coins are the referee's
             self.adversary,
             self.references,
             lambda: self.truth["value"],
             prepared.records(prepared.sites[0]) if threat.view == "site" else None,
+            _claimed(trained),
         )
         self.seen = Seen(self.scene, self.evidence, threat)
 
@@ -315,7 +327,7 @@ class Trial:
     # ---- truth and scores by goal
 
     def _truth(self, attack: Attack) -> Any:
-        if attack.goal == "membership":
+        if attack.goal in ("membership", "audit"):
             return self.bench.prepared.member.float()
         if attack.goal == "reconstruction":
             return self._records(attack)
@@ -340,13 +352,19 @@ class Trial:
         return self.bench.stack.channel is not None or ("probe_sums" in attack.needs and "probes" not in attack.needs)
 
     def _score_membership(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        return score_membership(guess.value, self.bench.prepared.member, groups=self.scene.candidates.person), self._roc(guess)
+
+    def _score_audit(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        if not self.bench.spec.get("inserts"):
+            raise Skip("an audit's canaries have to be inserted by the referee: give the attack a method inserts(auxiliary, classes, rng)")
+        claim = self.scene.claim
+        return score_audit(guess.value, self.bench.prepared.member, claim, SITE), self._roc(guess)
+
+    def _roc(self, guess: Guess) -> list[Row]:
         from reports.roc import roc_points
 
-        member = self.bench.prepared.member
-        person = self.scene.candidates.person
-        curve = roc_points(guess.value.double().numpy(), member.numpy())
-        points = [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
-        return score_membership(guess.value, member, groups=person), points
+        curve = roc_points(guess.value.double().numpy(), self.bench.prepared.member.numpy())
+        return [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
 
     def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
         truth = self._records(attack)[: len(guess.value)]
@@ -401,6 +419,13 @@ def _cell(bench: Bench) -> Row:
 def _row(bench: Bench, measure: Measure, *, goal: str, attack: str = "", view: str = "", key: str = "", status: str = "ok") -> Row:
     row = {**_cell(bench), "attack": attack, "goal": goal, "view": view, "key": key, "status": status, **asdict(measure)}
     return {**row, "unit": bench.spec["split"].get("unit", "record")}
+
+
+def _claimed(folder: Path) -> Claim | None:
+    """The claim that a train cell wrote down: fitting it again costs an accountant's time."""
+    path = folder / CLAIM
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    return Claim(**{**held, "per_site": tuple(held["per_site"])}) if held else None
 
 
 def _claims(claim: Claim | None) -> list[Measure]:

@@ -60,6 +60,11 @@ class Plugin:
         return "secret" in self.facts.names
 
     @property
+    def inserts(self) -> bool:
+        """Whether an attack brings records of its own into training, so that it needs a federation trained with them."""
+        return "inserts" in self.facts.names
+
+    @property
     def masked(self) -> bool | None:
         """Whether a defense has a channel; None where only running it would tell."""
         if "channel" not in self.facts.names and "channel" not in self.facts.values:
