@@ -7,6 +7,7 @@ was made under; its proof, which only key holders can check, binds it to round, 
 
 from __future__ import annotations
 
+import copy
 import hmac
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ class KeyedSite:
     defense : Defense
         Any keyed one: ``Published(strength=5)``, ``Hardened()``.
     net : nn.Module
-        The plain network, equal at every site; the key enters as non-persistent buffers only.
+        The plain network, equal at every site (a copy is taken); the key enters as non-persistent buffers only.
     x : Tensor
         The site's own records [n, F]; ``self.x`` [n, F'] is what the model is trained on.
     classes : int
@@ -87,7 +88,7 @@ class KeyedSite:
         self.name, self.key = name, key
         self._defense = defense.plan(Federation(sites=1), Shape((len(x),), x.shape[1], classes))
         self._secret = secret_of(key, self._defense)
-        self.model = self._defense.model(net, self._secret)
+        self.model = self._defense.model(copy.deepcopy(net), self._secret)  # some defenses hand the same net back
         self.x = self.prepare(x)
 
     def prepare(self, x: Tensor) -> Tensor:

@@ -88,6 +88,15 @@ def test_two_sites_learn_together_and_a_third_with_an_old_key_is_refused(defense
 
 
 @pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: type(d).__name__)
+def test_sites_of_one_process_share_no_parameter(defense: Defense) -> None:
+    plain, (x, y) = net(), records(0)
+    one, other = (KeyedSite(name, Key.new(), defense, plain, x, classes=CLASSES) for name in "ab")
+    before = other.broadcast()
+    train(one, y, 1)
+    assert all(torch.equal(value, before[name]) for name, value in other.broadcast().items())
+
+
+@pytest.mark.parametrize("defense", DEFENSES, ids=lambda d: type(d).__name__)
 def test_nothing_that_is_sent_holds_the_key(defense: Defense, tmp_path: Path) -> None:
     key = Key.new()
     key.save(tmp_path / "key")

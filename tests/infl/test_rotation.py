@@ -1,0 +1,90 @@
+"""Rotation: a hardened key that changes costs rounds, the published one costs none, since wrong keys open it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from infl.hardened import Hardened
+from infl.key import Key
+from infl.published import Published
+from infl.rotation import RotationCost, rotation_cost
+from suites.contracts import Defense, Local, RequestError
+from suites.federation import Pool
+from suites.randomness import keys, stream
+from suites.tasks.classification import Classification
+
+FEATURES, CLASSES, RECORDS = 64, 3, 480
+
+
+def key(version: int) -> Key:
+    return Key(keys("test rotation", version).bytes(32), "00" * 16, version)
+
+
+def measured(defense: Defense, *, limit: int = 8) -> RotationCost:
+    x = torch.randn(RECORDS, FEATURES, generator=stream("test rotation", "x"))
+    centres = 1.5 * torch.randn(CLASSES, FEATURES, generator=stream("test rotation", "centres"))
+    y = torch.arange(RECORDS) % CLASSES
+    pool = Pool(x + 0.35 * centres[y], y, CLASSES)
+    sites, test = torch.arange(360).chunk(3), torch.arange(360, RECORDS)
+    task = Classification(hidden=24, blocks=1, head=12, dropout=0.0)
+    local = Local(epochs=3, batch=40, lr=5e-3)
+    return rotation_cost(task, defense, pool, sites, test, old=key(1), new=key(2), local=local, rounds=6, limit=limit, within=0.03)
+
+
+def test_a_hardened_key_costs_rounds_and_comes_back() -> None:
+    cost = measured(Hardened(minimum=64))
+    assert cost.before > 0.85
+    assert cost.after[0] < cost.before - 0.2  # the old model under the new key guesses
+    assert cost.rounds is not None
+    assert 1 <= cost.rounds <= 6
+    assert cost.after[1:] != cost.anew[1:]  # the control starts from nothing, not from the trained model
+    assert cost.steps_a_round == 9
+    assert max(cost.after) >= cost.before - 0.03
+
+
+def test_the_published_key_costs_nothing_because_wrong_keys_open_the_model() -> None:
+    cost = measured(Published(strength=5.0))
+    assert cost.before > 0.85
+    assert cost.rounds == 0
+    assert cost.rounds_anew
+    assert len(cost.after) == 1
+
+
+def test_a_limit_that_comes_first_is_said() -> None:
+    cost = measured(Hardened(minimum=64), limit=0)
+    assert cost.rounds is None
+    assert len(cost.after) == 1
+
+
+def test_one_version_is_no_rotation() -> None:
+    with pytest.raises(RequestError, match="two versions"):
+        rotation_cost(
+            Classification(), Hardened(), Pool(torch.zeros(1, 1), torch.zeros(1), 1), [], torch.zeros(1), old=key(1), new=key(1),
+            local=Local(), rounds=1, limit=1,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_on_pbmc68k(seed: int) -> None:
+    """Five sites, ten rounds, as in the quickstart suite: at most eight rounds bring a hardened model back to within 2 points."""
+    from suites.config import load
+    from suites.prepared import prepare
+
+    data = prepare({**load("quickstart")[0].model_dump(mode="json"), "seed": seed}, None)
+    task, local = Classification(dropout=0.0), Local(epochs=5, batch=100, lr=1e-3, weight_decay=1e-2)
+
+    def cost(defense: Defense) -> RotationCost:
+        old, new = key(1), key(2)
+        where = ("rotation", seed)
+        sites, test = data.sites, data.test
+        return rotation_cost(
+            task, defense, data.pool, sites, test, old=old, new=new, local=local, rounds=10, limit=8, within=0.02, coordinates=where
+        )
+
+    published, hardened = cost(Published()), cost(Hardened())
+    assert published.rounds == 0
+    assert hardened.after[0] < hardened.before - 0.3
+    assert hardened.rounds is not None
+    assert hardened.rounds >= 1
