@@ -113,8 +113,8 @@ def raw_counts(scores_in: ArrayLike, scores_out: ArrayLike, *, delta: float = 1e
     inside, outside = two_sides(scores_in, scores_out)
     at = np.unique(np.concatenate([inside, outside]))
     tpr, fpr = _above(inside, at) / len(inside), _above(outside, at) / len(outside)
-    epsilons = np.where(fpr > 0, _allowed(tpr, fpr, delta), 0.0)
-    epsilons = np.where(np.isfinite(epsilons), epsilons, 0.0)
+    half_in, half_out = 1 - 0.5 / len(inside), 0.5 / len(outside)  # a rate of none counts as half a record, else every estimate is infinite
+    epsilons = _allowed(np.where(tpr == 1, half_in, tpr), np.where(fpr == 0, half_out, fpr), delta)
     best = int(np.argmax(epsilons))
     assumes = "the observed rates are the true ones at the threshold where they look worst"
     return Bound("raw_counts", float(epsilons[best]), delta, "estimate", 0.0, len(inside) + len(outside), float(at[best]), assumes)

@@ -179,15 +179,18 @@ def test_raw_counts_are_the_largest_ratio_and_only_an_estimate() -> None:
     inside, outside = scores(1.0, 100, 6)
     ratios = []
     for t in [*inside, *outside]:
-        tpr, fpr = np.mean(inside >= t), np.mean(outside >= t)
-        if fpr > 0:
-            ratios.append(math.log((tpr - DELTA) / fpr) if tpr > DELTA else 0.0)
-            if tpr < 1 and 1 - fpr > DELTA:
-                ratios.append(math.log((1 - fpr - DELTA) / (1 - tpr)))
+        tpr, fpr = min(np.mean(inside >= t), 1 - 0.5 / 100), max(np.mean(outside >= t), 0.5 / 100)
+        ratios += [
+            math.log((tpr - DELTA) / fpr) if tpr > DELTA else 0.0,
+            math.log((1 - fpr - DELTA) / (1 - tpr)) if fpr < 1 - DELTA else 0.0,
+        ]
     told = raw_counts(inside, outside, delta=DELTA)
     assert told.epsilon == pytest.approx(max(*ratios, 0.0), abs=1e-6)
     assert told.kind == "estimate"
     assert not told.refutes(0.0)
+    assert raw_counts(np.ones(50), np.zeros(50)).epsilon == pytest.approx(
+        math.log(100 * 0.99), abs=0.1
+    )  # perfect separation is not "nothing"
 
 
 def test_one_run_bounds_are_refused_without_independent_inclusion() -> None:
