@@ -14,9 +14,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from reports.intervals import clopper_pearson
-from reports.roc import advantage, auc, tpr_at
 from suites.contracts import Params
 from suites.scoring_measure import NAN, Measure, absent, as_control, as_upper_bound, mean, plain
+from suites.scoring_membership import membership_measures
 from suites.scoring_reconstruction import match, score_reconstruction
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
     "score_vectors",
 ]
 
-FALSE_POSITIVE_RATES = {"1%": 0.01, "0.1%": 0.001}
-
 
 def score_membership(scores: Tensor, member: Tensor, *, groups: Tensor | None = None) -> list[Measure]:
     """AUC, TPR at low FPR with its realised FPR and threshold, advantage, and leakage = 2 AUC - 1.
@@ -43,37 +41,8 @@ def score_membership(scores: Tensor, member: Tensor, *, groups: Tensor | None = 
     member : [n] bool
     groups : [n] person or site of each record, where several records of one are asked: widens the interval (Obuchowski 1997)
     """
-    held, inside = scores.detach().to("cpu", torch.float64).reshape(-1).numpy(), member.detach().cpu().bool().reshape(-1).numpy()
-    if len(held) != len(inside):
-        raise ValueError(
-            f"the guess scores {len(held)} records, but {len(inside)} candidates were asked; give one score a candidate, in order"
-        )
-    silent = np.isnan(held)
-    if silent.any():
-        held = np.where(silent, float(np.median(held[~silent])) if not silent.all() else 0.0, held)
-    area = auc(held, inside, None if groups is None else groups.detach().cpu().reshape(-1).numpy())
-    count = len(held)
-    measures = [
-        Measure("leakage", 2 * area.value - 1, 2 * area.low - 1, 2 * area.high - 1, count, "higher", "score"),
-        Measure("auc", area.value, area.low, area.high, count, "higher", "score"),
-        plain("advantage", advantage(held, inside), count),
-    ]
-    outside = int((~inside).sum())
-    for label, target in FALSE_POSITIVE_RATES.items():
-        rate = tpr_at(held, inside, target)
-        measures += [
-            Measure(f"tpr@{label}", rate.value, rate.low, rate.high, int(inside.sum()), "higher", "score", rate.reason),
-            _realised(f"fpr@{label}", rate.fpr, outside, rate.reason),
-        ]
-        unreached = (
-            "" if math.isfinite(rate.threshold) else rate.reason or "no threshold keeps the target: the top score is shared by non-members"
-        )
-        measures.append(
-            Measure(f"threshold@{label}", rate.threshold if not unreached else NAN, NAN, NAN, count, "higher", "score", unreached)
-        )
-    if silent.any():
-        measures.append(plain("undefined_scores", int(silent.sum()), count, direction="lower", role="flag"))
-    return measures
+    held, inside = scores.detach().to("cpu", torch.float64).numpy(), member.detach().cpu().numpy()
+    return membership_measures(held, inside, None if groups is None else groups.detach().cpu().reshape(-1).numpy())
 
 
 def score_key(opened: Sequence[float], right: float, majority: float) -> list[Measure]:
@@ -143,12 +112,6 @@ def score_utility(metrics: dict[str, float], floor: dict[str, float], n: int) ->
         plain(f"{name}:floor", value, n, role="control") for name, value in floor.items() if name in metrics and math.isfinite(value)
     ]
     return measures
-
-
-def _realised(metric: str, rate: float, outside: int, reason: str) -> Measure:
-    if not math.isfinite(rate):
-        return Measure(metric, NAN, NAN, NAN, outside, "lower", "score", reason)
-    return Measure(metric, rate, *clopper_pearson(round(rate * outside), outside), outside, "lower", "score")
 
 
 def _pairs(held: Mapping[str, Tensor], real: Mapping[str, Tensor]) -> dict[str, str]:
