@@ -68,8 +68,11 @@ def test_one_version_is_no_rotation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_on_pbmc68k(seed: int) -> None:
-    """Five sites, ten rounds, as in the quickstart suite: a hardened model is back within one standard error in as many rounds as a start from
-    nothing takes (3 to 13 over five seeds, against 3 to 9), and the old model says nothing under the new key."""
+    """Five sites, ten rounds, as in the quickstart suite.
+
+    A hardened model is back within one standard error in about as many rounds as a start from nothing takes (3 to 13 over five seeds, against
+    3 to 9), and right after the rotation it says nothing.
+    """
     from suites.config import load
     from suites.prepared import prepare
 
