@@ -70,8 +70,8 @@ def test_one_version_is_no_rotation() -> None:
 def test_on_pbmc68k(seed: int) -> None:
     """Five sites, ten rounds, as in the quickstart suite.
 
-    A hardened model is back within one standard error in about as many rounds as a start from nothing takes (3 to 13 over five seeds, against
-    3 to 9), and right after the rotation it says nothing.
+    A hardened model is back within one standard error in about as many rounds as a start from nothing takes (3 to 13 over five seeds,
+    against 3 to 9), and right after the rotation it says nothing.
     """
     from suites.config import load
     from suites.prepared import prepare
