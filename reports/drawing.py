@@ -8,11 +8,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from matplotlib.figure import Figure
 
@@ -23,6 +23,7 @@ _METADATA: Final = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     "png": {"Software": None},
 }
+_OPTIONS: Final[Mapping[str, Any]] = {"png": {"facecolor": "white", "pil_kwargs": {"compress_level": 3}}}
 _OPENING: Final = re.compile(r"<svg [^>]*?viewBox=\"(?P<box>[^\"]+)\"[^>]*>", re.S)
 
 
@@ -39,7 +40,7 @@ class Picture:
 
 
 def save(picture: Picture, folder: Path) -> str:
-    """Write ``picture`` as SVG, PDF and PNG (200 dots an inch, on white) and return it as SVG to be put into HTML."""
+    """Write ``picture`` as SVG, PDF and PNG (150 dots an inch, on white) and return it as SVG to be put into HTML."""
     for kind in _METADATA:
         if not (folder / f"{picture.name}.{kind}").exists():
             _save(picture, folder, kind)
@@ -77,7 +78,7 @@ def _save(picture: Picture, folder: Path, kind: str) -> None:
     path = folder / f"{picture.name}.{kind}"
     unfinished = path.with_name(f".{path.name}")
     with style.look():
-        picture.figure.savefig(unfinished, format=kind, metadata=_METADATA[kind], facecolor="white" if kind == "png" else "none")
+        picture.figure.savefig(unfinished, format=kind, metadata=_METADATA[kind], **_OPTIONS.get(kind, {"facecolor": "none"}))
     os.replace(unfinished, path)
 
 
@@ -110,5 +111,5 @@ def as_bytes(figure: Figure, kind: str) -> bytes:
     """What ``save`` would write, in memory."""
     held = io.BytesIO()
     with style.look():
-        figure.savefig(held, format=kind, metadata=_METADATA[kind])
+        figure.savefig(held, format=kind, metadata=_METADATA[kind], **_OPTIONS.get(kind, {}))
     return held.getvalue()

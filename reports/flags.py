@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.schema import CELL, HEADLINE_KEYS, RESULTS, SCHEMA_VERSION, upper_bound
+from reports.power import OPEN, scored
+from reports.schema import CELL, HEADLINE_KEYS, RESULTS, SCHEMA_VERSION
 from reports.stats import summarise
-
-OPEN = "fedavg"  # the defense that protects nothing
 
 
 def with_flags(df: pd.DataFrame) -> pd.DataFrame:
@@ -38,7 +37,7 @@ def flag_results(df: pd.DataFrame) -> pd.DataFrame:
     than the truth itself. still_improving: the largest budget leaks clearly more than the one before. oblivious_beats_aware: without the
     key it leaks clearly more than with it, so the attack that holds the key was not tried hard enough.
     """
-    held = df[(df["metric"] == "leakage") & (df["role"] == "score") & (df["status"] == "ok") & np.isfinite(df["value"]) & ~upper_bound(df)]
+    held = scored(df)
     found = [*_no_power(held), *_above_oracle(held), *_still_improving(held), *_oblivious(held)]
     columns = list(RESULTS)
     rows = [

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from reports import schema, words
@@ -17,15 +18,17 @@ from reports.plots.key_curve import key_curve
 from reports.plots.plane import plane
 from reports.plots.reconstruction import reconstructions
 from reports.plots.roc import roc
-from reports.standing import Threat, cells, costs, each, openings, worst_profiles
+from reports.power import Power, powers
+from reports.standing import Cell, Threat, cells, costs, each, openings, worst_profiles
 from reports.worst import WITHOUT
 
 SHOWN_COHORTS: Final = ("pbmc68k", "synthetic")  # embedded and generated: their records may be drawn
 
 _PLANE: Final = (
     "Up is useful and left is private, so the best place is the upper left; a filled mark is measured, with 95 % "
-    "intervals over seeds both ways, a hollow one is "
-    "what a claimed ε would still allow, an arrow means that a value lies beyond the edge, and no other defense "
+    "intervals over seeds both ways, a hollow one in colour is "
+    "what a claimed ε would still allow, a hollow grey one on the right was met by no attack that works on FedAvg and so is not measured, "
+    "an arrow means that a value lies beyond the edge, and no other defense "
     "beats those on the stepped line on both axes."
 )
 _HEAT: Final = (
@@ -50,18 +53,41 @@ _RECONSTRUCTION: Final = (
 _COST: Final = "Shorter is cheaper; each axis starts at 0 and the dark line is the 95 % interval over seeds."
 
 
+def repeats(stands: Mapping[Threat, pd.DataFrame]) -> list[Threat]:
+    """Threats with some of the key whose plane would only repeat another: the same numbers as without it, or what the key curve shows."""
+    return [at for at, table in stands.items() if at[2] != WITHOUT and (at[0] == "key" or _alike(table, stands.get((*at[:2], WITHOUT))))]
+
+
+def repeated(stands: Mapping[Threat, pd.DataFrame]) -> list[str]:
+    """A sentence for each goal and view whose planes with some of the key are left out."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for goal, view, key in repeats(stands):
+        found.setdefault((goal, view), []).append(words.key(key) if key.startswith("partial:") else f"the {words.key(key)}")
+    ends = {"key": "stand in the key curve, so no plane repeats them"}
+    return [
+        f"{words.GOALS.get(goal, goal)}, {words.VIEWS.get(view, view)}: the numbers with {' and with '.join(held)} "
+        f"{ends.get(goal, 'are the same as without the key, so no plane repeats them')}."
+        for (goal, view), held in found.items()
+    ]
+
+
+def _alike(table: pd.DataFrame, other: pd.DataFrame | None) -> bool:
+    shown = ["defense", "leakage", "leakage_low", "leakage_high", "silent"]
+    return other is not None and table[shown].equals(other[shown])
+
+
 def planes(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame], prefix: str = "") -> list[Picture]:
-    """One privacy–utility plane for each goal and threat that has anything to show."""
+    """One privacy–utility plane for each goal and threat that has anything of its own to show."""
     marks = style.marks(results["defense"])
-    made = []
+    made, left_out = [], repeats(stands)
     for (goal, view, key), table in stands.items():
         known = table[table["leakage"].notna() & table["utility"].notna()]
-        if known.empty:
+        if known.empty or (goal, view, key) in left_out:
             continue
         title = f"Utility against leakage: {words.GOALS.get(goal, goal)}, {words.threat(view, key)}"
         alt = "; ".join(
             f"{words.defense(r.defense)}: utility {words.number(r.utility)}, leakage "
-            f"{words.interval(r.leakage, r.leakage_low, r.leakage_high, 2)}"
+            + ("not measured" if r.silent else words.interval(r.leakage, r.leakage_low, r.leakage_high, 2))
             + (f", claims ε ≤ {r.epsilon:.3g}" if math.isfinite(r.epsilon) else "")
             for r in each(known)
         )
@@ -82,28 +108,31 @@ def heat(results: pd.DataFrame, prefix: str = "") -> list[Picture]:
     """The attack-by-defense heat map without the key, and another of adversaries who hold some of it."""
     held = results["key"].isin((*schema.HEADLINE_KEYS, ""))
     parts = (("heatmap", "without the key", results[held]), ("heatmap-with-key", "with some of the key", results[~held]))
-    return [_heat(part, words.slug(prefix, name), said) for name, said, part in parts if cells(part)]
+    power = powers(results)
+    return [_heat(part, table, power, words.slug(prefix, name), said) for name, said, part in parts if (table := cells(part))]
 
 
-def _heat(results: pd.DataFrame, name: str, said: str) -> Picture:
-    table = cells(results)
+def _heat(results: pd.DataFrame, table: list[Cell], power: Power, name: str, said: str) -> Picture:
     counts = {status: sum(cell.status == status for cell in table) for status in ("ok", "skipped", "failed")}
     worst = sorted((c for c in table if math.isfinite(c.mean)), key=lambda c: -c.mean)[:5]
     alt = f"{counts['ok']} cells measured, {counts['skipped']} skipped, {counts['failed']} failed. Highest leakage: " + "; ".join(
         f"{words.attack(c.attack)} on {words.defense(c.defense)} ({words.threat(c.view, c.key)}) {words.number(c.mean, 2)}" for c in worst
     )
-    return Picture(name, f"Leakage of every attack on every defense, {said}", heatmap(results), _HEAT, alt, name.endswith("with-key"))
+    figure = heatmap(results, table=table, power=power)
+    return Picture(name, f"Leakage of every attack on every defense, {said}", figure, _HEAT, alt, name.endswith("with-key"))
 
 
 def rocs(curves: pd.DataFrame, prefix: str = "") -> list[Picture]:
-    """One log–log ROC a threat; a wrong key adds nothing to what is seen without one unless that is all there is."""
+    """One log–log ROC a threat, left out where its curves only repeat those without the key."""
     rows = curves[(curves["curve"] == "roc") & (curves["goal"] == "membership")]
     made = []
     for view in [v for v in words.VIEWS if v in set(rows["view"])]:
         keys = sorted(set(rows.loc[rows["view"] == view, "key"]))
-        for key in [k for k in keys if k != "wrong"] or keys:
+        for key in keys:
             title = f"ROC of membership attacks: {words.threat(view, key)}"
             part = rows[(rows["view"] == view) & (rows["key"] == key)]
+            if key != "none" and _same_curves(part, rows[(rows["view"] == view) & (rows["key"] == "none")]):
+                continue
             alt = (
                 f"Defenses: {', '.join(words.defense(d) for d in style.ordered(part['defense']))}. Attacks: "
                 f"{', '.join(words.attack(a) for a in sorted(part['attack'].unique()))}."
@@ -112,6 +141,16 @@ def rocs(curves: pd.DataFrame, prefix: str = "") -> list[Picture]:
                 Picture(words.slug(prefix, "roc", view, key), title, roc(curves, view, key), _ROC, alt, key not in schema.HEADLINE_KEYS)
             )
     return made
+
+
+def _same_curves(part: pd.DataFrame, base: pd.DataFrame) -> bool:
+    """Whether every curve of ``part`` is in ``base``, point for point."""
+    columns = ["defense", "attack", "seed", "x", "y"]
+    base = base[base["defense"].isin(part["defense"].unique())]
+    known = {at: own[["x", "y"]].to_numpy() for at, own in base[columns].groupby(columns[:3], sort=False)}
+    return all(
+        at in known and np.array_equal(own[["x", "y"]].to_numpy(), known[at]) for at, own in part[columns].groupby(columns[:3], sort=False)
+    )
 
 
 def keys(results: pd.DataFrame, curves: pd.DataFrame, prefix: str = "") -> list[Picture]:

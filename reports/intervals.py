@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -38,8 +39,14 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     held = _finite(values)
     if len(held) < 2:
         return NO_INTERVAL
-    reach = float(distributions.t.ppf((1 + level) / 2, len(held) - 1) * held.std(ddof=1) / np.sqrt(len(held)))
+    reach = float(_student((1 + level) / 2, len(held) - 1) * held.std(ddof=1) / np.sqrt(len(held)))
     return float(held.mean()) - reach, float(held.mean()) + reach
+
+
+@cache
+def _student(share: float, freedom: int) -> float:
+    """Student's quantile: a report asks a few thousand times for the same few."""
+    return float(distributions.t.ppf(share, freedom))
 
 
 def bca(
@@ -80,6 +87,16 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """The interval of a mean by the number of its values: Student's t below ten, BCa from ten up."""
     held = _finite(values)
     return t_interval(held, level) if len(held) < BCA_FROM else bca(held, level=level)
+
+
+def mean_intervals(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]:
+    """``mean_interval`` of every column of ``values`` [repeats, columns], all finite: the lower ends and the upper ones."""
+    count = len(values)
+    if count >= BCA_FROM or count < 2:
+        ends = np.array([mean_interval(column, level) for column in values.T]).reshape(-1, 2)
+        return ends[:, 0], ends[:, 1]
+    reach = _student((1 + level) / 2, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
+    return values.mean(axis=0) - reach, values.mean(axis=0) + reach
 
 
 def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike, level: float = 0.95) -> Interval:

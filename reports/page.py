@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 
-from reports import gallery, schema, tables, verdict, words
+from reports import gallery, setting, tables, verdict, words
 from reports.drawing import Picture
-from reports.plots.style import ordered
-from reports.standing import Threat, each, key_order, standings
+from reports.power import powers
+from reports.standing import Threat, each, standings
 from reports.stats import summarise
 from reports.tables import Table
 
@@ -46,8 +45,12 @@ def sections(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, A
                 made[name].blocks.extend(([Block("heading", label)] if label else []) + blocks)
     if not groups:
         made["verdict"].blocks.append(Block("text", "The table has no rows, so there is nothing to say."))
-    made["limits"].blocks.extend([Block("terms", threat_terms(results, record)), Block("list", limits_in_words(results, record))])
-    made["again"].blocks.extend(reproduction(record))
+    made["data"].blocks.append(Block("terms", setting.data_terms(results, record)))
+    for title, terms in setting.card_terms(results, record):
+        made["cards"].blocks.extend([Block("heading", title), Block("terms", terms)])
+    limits = setting.limits_in_words(results, record)
+    made["limits"].blocks.extend([Block("terms", setting.threat_terms(results, record)), Block("list", limits)])
+    made["again"].blocks.extend(Block(kind, value) for kind, value in setting.reproduction(record) if value)
     return [section for section in made.values() if section.blocks]
 
 
@@ -62,12 +65,13 @@ _TITLES = {
     "utility": "Utility",
     "claims": "Claims and measurements",
     "costs": "Costs",
+    "data": "The data",
+    "cards": "What each defense lets whom see",
     "limits": "Threat model and limits",
     "gaps": "What was not measured",
     "flags": "Warnings",
     "again": "Do it again",
 }
-_KINDS = {"iid": "records spread at random (IID)", "dirichlet": "labels skewed (Dirichlet)"}
 _READING = [
     Block(
         "text",
@@ -89,21 +93,23 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
     def name(kind: str) -> str:
         return words.slug(prefix, kind)
 
-    stands, summary = standings(results), summarise(results)
+    stands, summary, power = standings(results), summarise(results), powers(results)
     said = verdict.verdict(results, stands)
     contradicted = verdict.contradictions(stands)
     blocks: dict[str, list[Block]] = {
         "verdict": ([Block("flags", contradicted)] if contradicted else [])
         + [block for title, lines in said for block in (Block("heading", title), Block("list", lines))]
         + ([] if said else [Block("text", "No cell gave a number; see what was not measured below.")]),
-        "planes": [*_pictures(gallery.planes(results, stands, prefix)), *_tables(tables.leakage_table(stands, name("leakage")))],
+        "planes": _pictures(gallery.planes(results, stands, prefix))
+        + ([Block("list", repeated)] if (repeated := gallery.repeated(stands)) else [])
+        + _tables(tables.leakage_table(stands, name("leakage"))),
         "heat": _pictures(gallery.heat(results, prefix)),
         "membership": _pictures(gallery.rocs(curves, prefix))
-        + _tables(tables.attack_table(summary, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"))),
+        + _tables(tables.attack_table(summary, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"), power)),
         "reconstruction": _pictures(gallery.records(results, curves, record, prefix))
         + _tables(
             tables.attack_table(
-                results, "reconstruction", ("r2", "cosine", "exact", "reidentified", "chance_reidentified"), name("reconstruction")
+                summary, "reconstruction", ("r2", "cosine", "exact", "reidentified", "chance_reidentified"), name("reconstruction"), power
             )
         ),
         "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),
@@ -176,128 +182,3 @@ def _flags(results: pd.DataFrame) -> list[Block]:
         )
         lines.append(f"{words.metric(str(metric).removeprefix('flag:'))}: {reason or words.number(float(own['value'].max()))} ({where})")
     return [Block("flags", lines)] if lines else []
-
-
-def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Who looks, at what, how often, and at how many records; from the record, and from the table where the record is silent."""
-    request = dict(record.get("request") or {})
-    cohort = dict(record.get("cohort") or {})
-    views = [v for v in words.SEES if v in set(results["view"])]
-    terms = [("Who looks", "; ".join(words.SEES[v] for v in views) or words.MISSING)]
-    held = sorted(set(results.loc[results["goal"].isin(schema.GOALS), "key"]), key=key_order)
-    terms.append(("What key they hold", "; ".join(words.key(k) for k in held) or words.MISSING))
-    unit = (
-        dict(request.get("split") or {}).get("unit")
-        or ", ".join(sorted(set(results.get("unit", pd.Series(dtype=object)).dropna())))
-        or words.MISSING
-    )
-    terms.append(("Unit of privacy and of the split", str(unit)))
-    terms.append(("Data", _data(results, request, cohort)))
-    if sizes := cohort.get("site_sizes"):
-        terms.append(("Training records at each site", ", ".join(str(size) for size in sizes)))
-    partition = dict(request.get("partition") or {})
-    if partition:
-        sites = (
-            "by a column of the data"
-            if partition.get("kind") == "column"
-            else f"{partition.get('sites', '?')} sites, {_KINDS.get(str(partition.get('kind')), '?')}"
-        )
-        terms.append(("Sites", sites + (f", α {partition.get('alpha')}" if partition.get("kind") == "dirichlet" else "")))
-    federation = dict(request.get("federation") or {})
-    if federation:
-        local = dict(federation.get("local") or {})
-        terms.append(
-            (
-                "Federation",
-                f"{federation.get('rounds', '?')} rounds of {local.get('epochs', '?')} local epochs, batch "
-                f"{local.get('batch', '?')}, {local.get('optimiser', '?')} at {local.get('lr', '?')}; "
-                f"model of the {'last round' if federation.get('selection') == 'last' else 'round chosen on validation records'}",
-            )
-        )
-        if federation.get("flaws"):
-            terms.append(("Deliberate faults", ", ".join(federation["flaws"])))
-    asked = {words.defense(name): name for name in ordered(results["defense"]) if "=" in name}
-    if asked:
-        terms.append(("Defenses with their settings", "; ".join(f"{said}: {name}" for said, name in asked.items())))
-    seeds = record.get("seeds")
-    terms.append(("Seeds", str(len(seeds)) if isinstance(seeds, list) else str(results["seed"].nunique() if len(results) else 0)))
-    if request.get("references") is not None:
-        terms.append(
-            (
-                "Reference federations of membership attacks",
-                f"{request['references']} a defense and seed, trained under the same defense with the adversary's own keys",
-            )
-        )
-    for probe in request.get("probes") or []:
-        kind = (
-            "gradient"
-            if probe.get("optimiser", "gradient") == "gradient"
-            else f"{probe.get('steps')} {probe.get('optimiser')} step(s) at {probe.get('lr')}"
-        )
-        terms.append(
-            (
-                "Messages that are inverted",
-                f"{probe.get('gradients')} at each site, round {probe.get('round')}: {kind} of {probe.get('batch')} record(s)",
-            )
-        )
-    return terms
-
-
-def _data(results: pd.DataFrame, request: Mapping[str, Any], cohort: Mapping[str, Any]) -> str:
-    names = ", ".join(dict.fromkeys(results["data"])) or words.MISSING
-    size = (
-        f": {cohort['records']} records, {cohort['features']} features, {cohort['classes']} classes"
-        if {"records", "features", "classes"} <= set(cohort)
-        else ""
-    )
-    split = dict(request.get("split") or {})
-    shares = [
-        f"{split[part]:.0%} {part}" for part in ("train", "validation", "test", "auxiliary") if isinstance(split.get(part), int | float)
-    ]
-    source = "; ".join(str(cohort[k]) for k in ("citation", "licence") if cohort.get(k))
-    return names + size + (f"; {', '.join(shares)}" if shares else "") + (f" ({source})" if source else "")
-
-
-def limits_in_words(results: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
-    """What this report cannot say."""
-    said = [
-        "Attacks only ever give lower bounds: a stronger one, a larger budget or more background knowledge may take more "
-        "than is shown here.",
-        "The adversary's background knowledge is the auxiliary part of the same cohort; in the world it may be nearer to "
-        "the target, or farther.",
-        "The referee follows the protocol: nobody lies about what is broadcast or sent, unless a threat is called active.",
-    ]
-    seeds = results["seed"].nunique() if len(results) else 0
-    if seeds == 1:
-        said.append("One seed: intervals are over the records or targets of that seed and say nothing of what another seed would give.")
-    elif 1 < seeds < 10:
-        said.append(f"{seeds} seeds are few: intervals over seeds are wide and rest on Student's t.")
-    if dict(dict(record.get("request") or {}).get("split") or {}).get("unit") == "record":
-        said.append(
-            "Records, not persons, are the unit: where a person has several records, that person's membership is easier to "
-            "tell than a record's."
-        )
-    if schema.upper_bound(results).any():
-        said.append("Rows of an attack that read the truth are upper bounds; they are drawn as controls at most and enter no headline.")
-    return said
-
-
-def reproduction(record: Mapping[str, Any]) -> list[Block]:
-    """Command, versions and digests."""
-    suite = record.get("suite") or dict(record.get("request") or {}).get("suite") or "SUITE"
-    command = str(record.get("command") or f"infl-bench run {suite} --out DIR")
-    terms = [
-        (title, str(record[key]))
-        for title, key in (("infl-bench", "infl_bench"), ("Data (SHA-256 of the content)", "data_digest"), ("Code (hash)", "code_hash"))
-        if record.get(key)
-    ]
-    if versions := record.get("versions"):
-        terms.append(("Versions", ", ".join(f"{name} {version}" for name, version in dict(versions).items())))
-    if machine := record.get("machine"):
-        terms.append(("Machine", ", ".join(f"{name} {value}" for name, value in dict(machine).items())))
-    blocks = [Block("code", command), Block("terms", terms)]
-    if text := record.get("suite_text"):
-        blocks += [Block("heading", "The suite file"), Block("code", str(text))]
-    elif request := record.get("request"):
-        blocks += [Block("heading", "The request"), Block("code", json.dumps(request, indent=1))]
-    return [block for block in blocks if block.value]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as distributions
 
-from reports.intervals import Floats, Interval, clopper_pearson, mean_interval
+from reports.intervals import Floats, Interval, clopper_pearson, mean_intervals
 
 CONVENTION = "step ROC, score >= threshold is a member, tied scores are called together"
 
@@ -125,8 +125,8 @@ def roc_band(curves: Sequence[tuple[ArrayLike, ArrayLike]], grid: ArrayLike, lev
     """Mean TPR over several seeds' curves at each FPR of ``grid``, with the pointwise interval over seeds (step convention)."""
     at = np.asarray(grid, dtype=np.float64)
     read = np.stack([_step(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64), at) for x, y in curves])
-    ends = np.array([mean_interval(column, level) for column in read.T]).reshape(len(at), 2)
-    return Curve(at, read.mean(axis=0), np.clip(ends[:, 0], 0, 1), np.clip(ends[:, 1], 0, 1))
+    low, high = mean_intervals(read, level)
+    return Curve(at, read.mean(axis=0), np.clip(low, 0, 1), np.clip(high, 0, 1))
 
 
 def _parts(

@@ -6,16 +6,17 @@ All take a results table (``reports.schema``) of one task and one cohort; interv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
-from reports import schema
+from reports import schema, words
 from reports.intervals import over_seeds
 from reports.plots.style import ordered
+from reports.power import silences
 from reports.worst import WITHOUT, worst_case
 
 NAN: Final = float("nan")
@@ -102,11 +103,10 @@ def threats(results: pd.DataFrame) -> list[Threat]:
 
 def standings(results: pd.DataFrame) -> dict[Threat, pd.DataFrame]:
     """``standing`` of every (goal, view, key) of the table, at the price of one."""
-    use = utilities(results, headline(results)).set_index("defense")
-    worst = worst_case(results).set_index(["goal", "view", "defense", "key"])
-    promised = claims(results).set_index("defense")
-    names = ordered(results["defense"])
-    return {threat: pd.DataFrame([_stand(name, threat, use, worst, promised) for name in names]) for threat in threats(results)}
+    use, promised = (_by(table, "defense") for table in (utilities(results, headline(results)), claims(results)))
+    worst = _by(worst_case(results), "goal", "view", "defense", "key")
+    names, why = ordered(results["defense"]), silences(results)
+    return {threat: pd.DataFrame([_stand(name, threat, use, worst, promised, why) for name in names]) for threat in threats(results)}
 
 
 def standing(results: pd.DataFrame, goal: str, view: str, key: str) -> pd.DataFrame:
@@ -115,31 +115,41 @@ def standing(results: pd.DataFrame, goal: str, view: str, key: str) -> pd.DataFr
     Columns: defense; utility, utility_low, utility_high, utility_n (headline metric); leakage, leakage_low, leakage_high, leakage_n and
     the worst ``attack`` with its ``attack_key`` (chosen on some seeds, scored on others); ``n_attacks``; ``held``, the key of the rows that
     were used: a defense without a key is judged by its rows without one; epsilon, delta (claims, the maximum over sites); ``note``, why
-    there is no leakage or what to know about it. ``n`` counts seeds. A threat that nobody asked for gives rows without leakage.
+    there is no leakage or what to know about it; ``silent``, why a leakage that is not above the controls means nothing
+    (``reports.power``), else "". ``n`` counts seeds. A threat that nobody asked for gives rows without leakage.
     """
-    use = utilities(results, headline(results)).set_index("defense")
+    use, promised = (_by(table, "defense") for table in (utilities(results, headline(results)), claims(results)))
     asked = (results["goal"] == goal) & (results["view"] == view)
-    worst = worst_case(results[asked]).set_index(["goal", "view", "defense", "key"])
-    promised = claims(results).set_index("defense")
-    return pd.DataFrame([_stand(name, (goal, view, key), use, worst, promised) for name in ordered(results["defense"])])
+    worst = _by(worst_case(results[asked]), "goal", "view", "defense", "key")
+    why = silences(results)
+    return pd.DataFrame([_stand(name, (goal, view, key), use, worst, promised, why) for name in ordered(results["defense"])])
 
 
-def _stand(name: str, threat: Threat, use: pd.DataFrame, worst: pd.DataFrame, promised: pd.DataFrame) -> dict[str, Any]:
+Rows = Mapping[Any, Mapping[str, Any]]
+
+
+def _by(table: pd.DataFrame, *columns: str) -> dict[Any, dict[str, Any]]:
+    """The rows of a table by the values of some columns."""
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return {tuple(row[name] for name in columns) if len(columns) > 1 else row[columns[0]]: row for row in rows}
+
+
+def _stand(name: str, threat: Threat, use: Rows, worst: Rows, promised: Rows, why: Mapping[Any, str]) -> dict[str, Any]:
     goal, view, key = threat
     at = (goal, view, name, key)
-    held = key if at in worst.index and str(worst.loc[[at]].iloc[0]["status"]) != "skipped" else WITHOUT
+    held = key if at in worst and worst[at]["status"] != "skipped" else WITHOUT
     row: dict[str, Any] = {"defense": name, "held": held}
-    utility: Any = use.loc[name] if name in use.index else {}
-    claim: Any = promised.loc[name] if name in promised.index else {}
+    utility, claim = use.get(name, {}), promised.get(name, {})
     row |= {"utility" + suffix: utility.get(column, NAN) for column, suffix in _SUFFIXES}
     row |= {what: float(claim.get(what, NAN)) for what in ("epsilon", "delta")}
     at = (goal, view, name, held)
-    if at not in worst.index:
+    if at not in worst:
         empty = {"leakage": NAN, "leakage_low": NAN, "leakage_high": NAN, "leakage_n": 0}
-        return row | empty | {"attack": "", "attack_key": "", "n_attacks": 0, "note": NOT_ASKED}
-    case: Any = worst.loc[[at]].iloc[0]
+        return row | empty | {"attack": "", "attack_key": "", "n_attacks": 0, "note": NOT_ASKED, "silent": ""}
+    case = worst[at]
     row |= {"leakage": case["leakage"], "leakage_low": case["low"], "leakage_high": case["high"], "leakage_n": case["n_seeds"]}
-    return row | {"attack": case["attack"], "attack_key": case["attack_key"], "n_attacks": case["n_attacks"], "note": case["reason"]}
+    row |= {"attack": case["attack"], "attack_key": case["attack_key"], "n_attacks": case["n_attacks"], "note": case["reason"]}
+    return row | {"silent": "" if case["low"] > 0 else why.get(at, "")}
 
 
 def claims(results: pd.DataFrame) -> pd.DataFrame:
@@ -166,25 +176,42 @@ def claims(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["defense", "epsilon", "delta", "per_site", "others", "words"])
 
 
+def grouped(table: pd.DataFrame) -> dict[str, list[str]]:
+    """Reasons for missing numbers, each with the defenses it holds for, named in words; a note may give several reasons."""
+    found: dict[str, list[str]] = {}
+    for row in each(table):
+        for reason in (row.note or "no utility was measured").split("; "):
+            found.setdefault(reason, []).append(words.defense(row.defense))
+    return found
+
+
 def cells(results: pd.DataFrame) -> list[Cell]:
     """Every attack × threat × defense that has a row, controls left out."""
     rows = results[results["goal"].isin(schema.GOALS) & (results["role"] == "score")]
     keys = ["goal", "attack", "view", "key", "defense"]
     scored = rows[(rows["status"] == "ok") & (rows["metric"] == "leakage")]
     means: dict[Any, Any] = {tuple(row[:5]): row[5:] for row in _over_seeds(scored, keys).itertuples(index=False, name=None)}
+    asked = rows[(rows["status"] != "ok") | (rows["metric"] == "leakage")]
+    asked = asked.assign(odd=(asked["status"] == "skipped") | schema.upper_bound(asked) | asked["value"].isna())
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for row in each(asked[[*keys, "seed", "status", "reason", "odd"]]):
+        groups.setdefault(tuple(str(part) for part in row[:5]), []).append(row)
     found = []
-    for at, own in rows[(rows["status"] != "ok") | (rows["metric"] == "leakage")].groupby(keys, sort=False):
+    for at, own in groups.items():
         value, low, high, n = means.get(at, (NAN, NAN, NAN, 0))
-        failed, ok = own[own["status"] == "failed"], own[own["status"] == "ok"]
-        if len(failed):
-            reason = f"failed on {failed['seed'].nunique()} of {own['seed'].nunique()} seeds: {failed['reason'].iloc[0]}"
+        failed = [row for row in own if row.status == "failed"]
+        if failed:
+            reason = f"failed on {_seeds(failed)} of {_seeds(own)} seeds: {failed[0].reason}"
         else:
-            odd = own[(own["status"] == "skipped") | schema.upper_bound(own) | own["value"].isna()]
-            reason = str(odd["reason"].iloc[0]) if len(odd) else ""
-        status = "ok" if len(ok) else "failed" if len(failed) else "skipped"
-        goal, attack, view, key, defense = (str(part) for part in at)
+            reason = next((str(row.reason) for row in own if row.odd), "")
+        status = "ok" if any(row.status == "ok" for row in own) else "failed" if failed else "skipped"
+        goal, attack, view, key, defense = at
         found.append(Cell(goal, attack, view, key, defense, status, value, low, high, int(n), reason))
     return sorted(found, key=lambda c: (schema.GOALS.index(c.goal), c.attack, schema.VIEWS.index(c.view), key_order(c.key)))
+
+
+def _seeds(rows: list[Any]) -> int:
+    return len({row.seed for row in rows})
 
 
 def openings(results: pd.DataFrame) -> pd.DataFrame:
@@ -219,8 +246,11 @@ def worst_profiles(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     Columns: defense, attack, view, key, feature, truth, guess. The first seed and target that
     have a drawing are taken, by number and not by outcome, the attack by the defense's worst case over all views without the key.
     """
-    kinds = curves["curve"].str.extract(r"^reconstruction:(?P<target>\d+):(?P<what>truth|guess)$")
-    drawn = curves.assign(**kinds)[kinds["what"].notna()]
+    drawn = curves[curves["curve"].str.startswith("reconstruction:")]
+    told = pd.Series(drawn["curve"].unique(), dtype=object)
+    kinds = told.str.extract(r"^reconstruction:(?P<target>\d+):(?P<what>truth|guess)$").set_index(told)
+    drawn = drawn.assign(target=drawn["curve"].map(kinds["target"]), what=drawn["curve"].map(kinds["what"]))
+    drawn = drawn[drawn["what"].notna()]
     worst = worst_case(results[results["goal"] == "reconstruction"])
     worst = worst[(worst["key"] == WITHOUT) & worst["leakage"].notna()].sort_values("leakage", ascending=False, kind="stable")
     parts = []
@@ -240,9 +270,14 @@ def worst_profiles(results: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 def _over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean over seeds with its interval (``reports.intervals.over_seeds``); ``n`` counts seeds."""
     held = rows.groupby([*by, "seed"], sort=False)[["value", "low", "high"]].mean().reset_index()
+    names, numbers = list(held[by].itertuples(index=False, name=None)), held[["value", "low", "high"]].to_numpy(float)
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
     found = []
-    for at, own in held.groupby(by, sort=False):
-        seeds = own.loc[np.isfinite(own["value"]), ["value", "low", "high"]].to_numpy(float)
+    for at, own in places.items():
+        seeds = numbers[own]
+        seeds = seeds[np.isfinite(seeds[:, 0])]
         low, high = over_seeds(seeds[:, 0], seeds[:, 1], seeds[:, 2])
         found.append((*at, float(seeds[:, 0].mean()) if len(seeds) else NAN, low, high, len(seeds)))
     return pd.DataFrame(found, columns=[*by, "value", "low", "high", "n"])

@@ -6,7 +6,8 @@ one seed share a model, so they widen an interval over seeds but never replace i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -62,18 +63,23 @@ def summarise(df: pd.DataFrame) -> pd.DataFrame:
     on some seeds, its reason is kept beside the value of the others.
     """
     columns = [*CELL, *(name for name in OPTIONAL if name in df.columns), "metric"]
+    group = df.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
+    order = np.argsort(group, kind="stable")  # arrays, since a frame a group is most of a report's arithmetic
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1)) if len(df) else np.array([], dtype=np.intp)
+    numbers = df[["value", "low", "high", "n", "seed"]].to_numpy(dtype=np.float64)[order]
+    texts = [df[name].to_numpy()[order] for name in ("direction", "role", "status", "reason")]
     rows = []
-    for key, part in df.groupby(columns, sort=False, dropna=False):
-        held = part[np.isfinite(part["value"])]
-        low, high = over_seeds(held["value"], held["low"], held["high"])
-        reasons = list(dict.fromkeys(reason for reason in part["reason"] if reason))
+    for start, end in pairwise([*starts, len(df)]):
+        held = numbers[start:end][np.isfinite(numbers[start:end, 0])]
+        low, high = over_seeds(held[:, 0], held[:, 1], held[:, 2])
+        direction, role, status, reason = (text[start:end] for text in texts)
         rows.append(
-            dict(zip(columns, key if isinstance(key, tuple) else (key,)))
-            | {"value": float(held["value"].mean()) if len(held) else np.nan, "low": low, "high": high, "n": int(held["n"].sum())}
-            | {"n_seeds": int(held["seed"].nunique()), "direction": part["direction"].iloc[0], "role": part["role"].iloc[0]}
-            | {"status": _status(part["status"]), "reason": "; ".join(reasons)}
+            {"value": float(held[:, 0].mean()) if len(held) else np.nan, "low": low, "high": high, "n": int(held[:, 3].sum())}
+            | {"n_seeds": len(np.unique(held[:, 4])), "direction": direction[0], "role": role[0]}
+            | {"status": _status(status), "reason": "; ".join(dict.fromkeys(text for text in reason if text))}
         )
-    return pd.DataFrame(rows, columns=[*columns, "value", "low", "high", "n", "n_seeds", "direction", "role", "status", "reason"])
+    found = pd.DataFrame(rows, columns=["value", "low", "high", "n", "n_seeds", "direction", "role", "status", "reason"])
+    return pd.concat([df.iloc[order[starts]][columns].reset_index(drop=True), found], axis=1)
 
 
 def paired_difference(df: pd.DataFrame, a: Mapping[str, str], b: Mapping[str, str], metric: str | None = None) -> pd.DataFrame:
@@ -113,8 +119,6 @@ def _paired_p(gaps: Floats) -> float:
     return float(distributions.ttest_1samp(gaps, 0.0).pvalue)
 
 
-def _status(statuses: pd.Series[str]) -> str:
-    for status in ("ok", "failed", "skipped"):
-        if (statuses == status).any():
-            return status
-    return "skipped"
+def _status(statuses: Iterable[str]) -> str:
+    held = set(statuses)
+    return next((status for status in ("ok", "failed") if status in held), "skipped")

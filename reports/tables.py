@@ -34,6 +34,10 @@ _TEX_SIGNS: Final = {
 } | {sign: f"$^{{{plain}}}$" for sign, plain in zip("⁻⁰¹³⁴⁵⁶⁷⁸⁹", "-013456789", strict=True)}  # fmt: skip
 
 
+_WORKS: Final = "works on FedAvg"
+_MEANS_NOTHING: Final = "silence that means nothing"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """``data`` holds numbers, ``shown`` the same in words; ``numeric`` names the columns of ``shown`` that are set to the right."""
@@ -93,13 +97,21 @@ def utility_table(results: pd.DataFrame, name: str) -> Table:
 def leakage_table(stands: Mapping[Threat, pd.DataFrame], name: str) -> Table:
     """Worst-case leakage of every defense under every threat that was asked for."""
     parts, columns = [], {}
+    silent: dict[str, dict[str, None]] = {}
     for (goal, view, key), part in stands.items():
         parts.append(part.assign(goal=goal, view=view, key=key))
+        for row in each(part[part["silent"] != ""]):
+            silent.setdefault(row.defense, {})[f"{words.GOALS.get(goal, goal)}, {words.VIEWS.get(view, view)}: {row.silent}"] = None
         columns[f"{words.GOALS.get(goal, goal)}: {words.threat(view, key)}"] = {row.defense: _leak(row) for row in each(part)}
     data = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     names = list(dict.fromkeys(data["defense"])) if len(data) else []
     shown = pd.DataFrame(
-        [{"Defense": words.defense(n)} | {title: column.get(n, words.MISSING) for title, column in columns.items()} for n in names]
+        [
+            {"Defense": words.defense(n)}
+            | {title: column.get(n, words.MISSING) for title, column in columns.items()}
+            | ({_MEANS_NOTHING: "; ".join(silent.get(n, {})) or words.MISSING} if silent else {})
+            for n in names
+        ]
     )
     caption = "Worst-case leakage, 95 % intervals over seeds, and the attack behind it: 0 is what the controls reach, 1 is the truth"
     return Table(name, caption, data, shown)
@@ -124,10 +136,12 @@ def claims_table(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame], n
         seen["allows membership leakage"] = "≤ " + words.number(ceiling) if math.isfinite(ceiling) else words.MISSING
         for goal, views in measured.items():
             cases: list[Any] = [table.loc[row.defense] for table in views]
-            worst = max((case for case in cases if math.isfinite(case["leakage"])), key=lambda case: float(case["leakage"]), default=None)
+            known = [case for case in cases if math.isfinite(case["leakage"])]
+            heard = [case for case in known if not case["silent"]]
+            worst = max(heard, key=lambda case: float(case["leakage"]), default=None)
             ends = (NAN, NAN, NAN) if worst is None else (worst["leakage"], worst["leakage_low"], worst["leakage_high"])
             found |= dict(zip((f"{goal}_leakage", f"{goal}_leakage_low", f"{goal}_leakage_high"), ends, strict=True))
-            seen[f"measured {goal} leakage"] = words.interval(*ends)
+            seen[f"measured {goal} leakage"] = "not measured" if known and not heard else words.interval(*ends)
         rows.append(found | {"words": row.words})
         shown.append(seen)
     caption = "Claims beside measurements. A claim bounds every attack there could be; a measurement is what these attacks did reach"
@@ -160,8 +174,13 @@ def scores_table(summary: pd.DataFrame, name: str) -> Table:
     return Table(name, "Every metric of every attack, mean over seeds", data, shown.astype(str), ("value", "low", "high", "n", "n_seeds"))
 
 
-def attack_table(summary: pd.DataFrame, goal: str, metrics: tuple[str, ...], name: str) -> Table | None:
-    """Some metrics of every attack and control of one goal, a row a defense, attack and threat."""
+def attack_table(
+    summary: pd.DataFrame, goal: str, metrics: tuple[str, ...], name: str, power: Mapping[tuple[str, str, str], bool] | None = None
+) -> Table | None:
+    """Some metrics of every attack and control of one goal, a row a defense, attack and threat.
+
+    With ``power`` (``reports.power.powers``) a column says whether the attack takes anything on FedAvg, where nothing protects.
+    """
     data = summary[(summary["goal"] == goal) & summary["metric"].isin(metrics) & (summary["status"] == "ok")]
     if data.empty:
         return None
@@ -169,11 +188,14 @@ def attack_table(summary: pd.DataFrame, goal: str, metrics: tuple[str, ...], nam
     shown = []
     for (defense, attack, view, key), own in data.groupby(["defense", "attack", "view", "key"], sort=False):
         line = {"Defense": words.defense(str(defense)), "attack": words.attack(str(attack)), "threat": words.threat(str(view), str(key))}
+        if power is not None:
+            works = power.get((goal, str(view), str(attack))) if "score" in set(own["role"]) else None
+            line[_WORKS] = words.MISSING if works is None else "yes" if works else "no"
         held = own.drop_duplicates("metric").set_index("metric")
         shown.append(line | {words.metric(m): _reasoned(held, m) for m in present})
     frame = pd.DataFrame(shown)
     caption = f"{words.GOALS.get(goal, goal)}: every attack and control, mean over seeds with 95 % intervals"
-    return Table(name, caption, data, frame, tuple(frame.columns[3:]))
+    return Table(name, caption, data, frame, tuple(c for c in frame.columns[3:] if c != _WORKS))
 
 
 def missing_table(results: pd.DataFrame, name: str) -> Table | None:
@@ -209,7 +231,8 @@ def _reasoned(own: pd.DataFrame, metric: str) -> str:
 def _leak(row: Any) -> str:
     if not math.isfinite(row.leakage):
         return words.MISSING
-    return f"{words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)} {words.attack(row.attack)}"
+    text = f"{words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)} {words.attack(row.attack)}"
+    return f"not measured ({text})" if row.silent else text
 
 
 def _cost_title(measure: str) -> str:

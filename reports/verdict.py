@@ -15,7 +15,7 @@ import pandas as pd
 from reports import schema, words
 from reports.plots.plane import allowed, front
 from reports.plots.style import ordered
-from reports.standing import NOT_ASKED, WRONG_KEYS, Threat, each, headline, limits, openings, standings, utilities
+from reports.standing import NOT_ASKED, WRONG_KEYS, Threat, each, grouped, headline, limits, openings, standings, utilities
 from reports.stats import paired_difference
 from reports.worst import WITHOUT
 
@@ -80,24 +80,35 @@ def _leakage(table: pd.DataFrame, goal: str, view: str) -> Said:
     if known.empty:
         reasons = dict.fromkeys(note for note in table["note"] if note and note != NOT_ASKED)
         return title, [f"No attack applied to any defense ({'; '.join(reasons)})." if reasons else "No attack applied to any defense."]
-    low = known["leakage_low"]
+    low, heard = known["leakage_low"], known["silent"] == ""
     lines = []
     for lead, part, named in (
         ("The worst attack takes more than guessing does", known[low > 0], True),
-        ("Not told from guessing by these attacks", known[low <= 0], False),
-        ("Without an interval", known[low.isna()], True),
+        ("Not told from guessing by these attacks", known[heard & (low <= 0)], False),
+        ("Without an interval", known[heard & low.isna()], True),
     ):
         rows = [(words.defense(r.defense), _of(r) + (f" ({words.attack(r.attack)})" if named else ""), r.leakage_n) for r in each(part)]
         lines += _listed(lead, rows)
-    missing = table[table["leakage"].isna() & (table["note"] != NOT_ASKED)]
-    lines += [f"Not measured: {', '.join(words.defense(str(name)) for name in missing['defense'])}."] if len(missing) else []
-    placed = known[known["utility"].notna()].reset_index(drop=True)
+    lines += _unmeasured(table)
+    placed = known[heard & known["utility"].notna()].reset_index(drop=True)
     if len(placed) > 2:
         best = [
             words.defense(str(placed.at[i, "defense"])) for i in front(placed["leakage"].to_numpy(float), placed["utility"].to_numpy(float))
         ]
         lines.append(f"By their means, no other defense beats these on utility and leakage at once: {', '.join(best)}.")
     return title, lines
+
+
+def _unmeasured(table: pd.DataFrame) -> list[str]:
+    """Defenses on which no attack that works was tried: a number is there and means nothing, or there is none."""
+    lines = []
+    for why, part in table[table["silent"] != ""].groupby("silent", sort=False):
+        named = "; ".join(f"{words.defense(r.defense)} {_of(r)}" for r in each(part))
+        lines.append(f"Not measured: {why}, so the silence means nothing: {named}.")
+    told: dict[str, list[str]] = {}
+    for why, names in grouped(table[table["leakage"].isna() & (table["note"] != NOT_ASKED)]).items():
+        told.setdefault(", ".join(names), []).append(why)
+    return [*lines, *(f"Not measured: {names} ({'; '.join(reasons)})." for names, reasons in told.items())]
 
 
 def _listed(lead: str, rows: list[tuple[str, str, float]]) -> list[str]:

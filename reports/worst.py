@@ -46,7 +46,8 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
     extra = [name for name in ("budget", "checkpoint") if name in part.columns]
     scored = part[(part["metric"] == metric) & (part["status"] == "ok") & np.isfinite(part["value"])]
     if len(scored) == 0:
-        reasons = list(dict.fromkeys(reason for reason in part["reason"] if reason)) or [f"no attack gave {metric}"]
+        said = dict.fromkeys(reason for reason in part["reason"] if reason)  # one cell may give several, and two cells the same
+        reasons = list(dict.fromkeys(single for reason in said for single in reason.split("; "))) or [f"no attack gave {metric}"]
         status = "failed" if (part["status"] == "failed").any() else "skipped"
         empty = {"leakage": np.nan, "low": np.nan, "high": np.nan, "n_seeds": 0, "n_attacks": 0, "attack": "", "attack_key": ""}
         return empty | {"status": status, "reason": "; ".join(reasons)}
@@ -93,12 +94,16 @@ def crossfit(values: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def widening(values: Floats, chosen: NDArray[np.intp]) -> float:
-    """sqrt(number of folds) where the choice was close, 1 where one attack leads every other by more than its paired t interval."""
+    """sqrt(number of folds) where the choice was close, 1 where one attack leads every other by more than its paired t interval.
+
+    A rival with the very same numbers (an attack that reads no key, under two keys) is the same attack: to choose it is no choice.
+    """
     count = values.shape[1]
     folds = float(np.sqrt(len(_folds(count))))
     if len(np.unique(chosen)) > 1:
         return folds
-    leads = values[chosen[0]] - np.delete(values, chosen[0], axis=0)  # [rivals, seeds]
+    rivals = values[[not np.array_equal(row, values[chosen[0]], equal_nan=True) for row in values]]
+    leads = values[chosen[0]] - rivals  # [rivals, seeds]
     close = [not t_interval(lead)[0] > 0 for lead in leads if np.isfinite(lead).any()]
     return folds if any(close) else 1.0
 

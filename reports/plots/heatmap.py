@@ -16,15 +16,17 @@ from matplotlib.patches import Rectangle
 
 from reports import words
 from reports.plots import style
+from reports.power import Power, powers
 from reports.standing import Cell, cells
 
 ROW, COLUMN = 0.42, 0.86  # inches
 _CHARS = 105  # of a line of reasons
 _SLANT = 38  # degrees
 _FAILED = "#c0392b"
+_WEAK = "; takes nothing on FedAvg"
 
 
-def heatmap(results: pd.DataFrame) -> Figure:
+def heatmap(results: pd.DataFrame, *, table: list[Cell] | None = None, power: Power | None = None) -> Figure:
     """Leakage of every attack (rows, grouped by goal, with its threat) against every defense (columns).
 
     A cell shows the mean over seeds with its 95 % interval; bold where the interval's lower end lies above 0, the level of the controls.
@@ -34,8 +36,12 @@ def heatmap(results: pd.DataFrame) -> Figure:
     ----------
     results : DataFrame
         A results table (``reports.schema``) of one task and one cohort.
+    table, power : optional
+        ``reports.standing.cells`` and ``reports.power.powers`` of it, where they are at hand. An attack that takes nothing on FedAvg says
+        so under its name: its pale cells mean nothing.
     """
-    table = cells(results)
+    table = cells(results) if table is None else table
+    power = powers(results) if power is None else power
     defenses = style.ordered(results["defense"])
     rows = list(dict.fromkeys((cell.goal, cell.attack, cell.view, cell.key) for cell in table))
     groups = list(dict.fromkeys(row[0] for row in rows))
@@ -43,7 +49,8 @@ def heatmap(results: pd.DataFrame) -> Figure:
     notes = [line for reason, letter in letters.items() for line in textwrap.wrap(f"{letter}  {reason}", _CHARS, subsequent_indent="    ")]
     lines = len(rows) + 0.75 * len(groups)
     heads = [words.defense(name) for name in defenses]
-    sides = [style.width_of(words.attack(row[1]), 9) for row in rows] + [style.width_of(words.threat(row[2], row[3]), 7.5) for row in rows]
+    under = {row: words.threat(row[2], row[3]) + ("" if power.get((row[0], row[2], row[1]), True) else _WEAK) for row in rows}
+    sides = [style.width_of(words.attack(row[1]), 9) for row in rows] + [style.width_of(said, 7.5) for said in under.values()]
     left, foot = max([1.2, *sides]) + 0.3, 0.3 + 0.165 * len(notes)
     long = max([style.width_of(head, 9) for head in heads], default=0.0)
     top = 0.45 + long * math.sin(math.radians(_SLANT))
@@ -69,7 +76,7 @@ def heatmap(results: pd.DataFrame) -> Figure:
             for row in (row for row in rows if row[0] == group):
                 where[row] = y
                 axes.text(-0.12, y + 0.33, words.attack(row[1]), ha="right", va="center")
-                axes.text(-0.12, y + 0.7, words.threat(row[2], row[3]), ha="right", va="center", fontsize=7.5, color=style.MUTED)
+                axes.text(-0.12, y + 0.7, under[row], ha="right", va="center", fontsize=7.5, color=style.MUTED)
                 y += 1
         for column in range(len(defenses)):
             axes.text(column + 0.42, -0.18, heads[column], rotation=_SLANT, ha="left", va="bottom", rotation_mode="anchor", linespacing=1.0)

@@ -43,7 +43,6 @@ def place(axes: Any, labels: Sequence[Label], *, lines: Sequence[Segment] = (), 
     ``radius`` is a mark's half width in points. Limits and size of the axes must be final. Returns the text artists.
     """
     figure = axes.figure
-    figure.canvas.draw()  # fixes the layout, so that data coordinates have their final pixels
     scale = figure.dpi / 72.0
     points = np.array([axes.transData.transform((label.x, label.y)) for label in labels])
     texts = [

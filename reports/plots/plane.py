@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -15,11 +16,13 @@ from matplotlib.figure import Figure
 from reports import words
 from reports.plots import style
 from reports.plots.placing import Label, Segment, place
-from reports.standing import each, limits, standing
+from reports.standing import each, grouped, limits, standing
 
 LEFT, RIGHT = -0.1, 1.05  # leakage is clipped to this range in pictures only
 EDGE = 0.055  # room beyond the range for arrows
+ASIDE = 0.36  # room right of that, where defenses stand that no working attack was tried on
 _CHARS = 118  # of a line of notes
+_TIED = "\N{NO-BREAK SPACE}"
 
 
 def plane(
@@ -48,11 +51,13 @@ def plane(
     -------
     Figure
         Leakage is 0 where the best control without an update stands and 1 where the oracle stands. Filled marks are measurements; a
-        hollow one is what the *claim* (ε, δ) would still allow. The stepped line joins defenses that no other beats on both axes.
+        hollow one is what the *claim* (ε, δ) would still allow. The stepped line joins defenses that no other beats on both axes. A
+        defense that no attack of known power was tried on has no place on the leakage axis: it stands right of it, hollow and grey.
     """
     marks = colours or style.marks(results["defense"])
     table = standing(results, goal, view, key) if stand is None else stand
-    drawn = table[table["leakage"].notna() & table["utility"].notna()].reset_index(drop=True)
+    known = table[table["leakage"].notna() & table["utility"].notna()]
+    drawn, silent = (known[mask].reset_index(drop=True) for mask in (known["silent"] == "", known["silent"] != ""))
     low, high, floor, metric = limits(results)
     notes = _missing(table)
     height = 5.1 + 0.16 * len(notes)
@@ -60,7 +65,7 @@ def plane(
         figure = Figure(figsize=(style.WIDTH, height))
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.085, (0.55 + 0.16 * len(notes)) / height, 0.9, 4.0 / height))
-        axes.set(xlim=(LEFT - EDGE, RIGHT + EDGE), ylim=(low, high))
+        axes.set(xlim=(LEFT - EDGE, RIGHT + EDGE + ASIDE * (len(silent) > 0)), ylim=(low, high), xticks=np.linspace(0, 1, 6))
         axes.set_xlabel("worst-case leakage: 0 = guessing without looking, 1 = the truth itself   (less is better)")
         axes.set_ylabel(f"{words.metric(metric)} on test records   (more is better)")
         axes.grid(visible=True, alpha=0.7)
@@ -71,6 +76,11 @@ def plane(
             lines += _measured(axes, row, marks[row.defense])
             lines += _claimed(axes, row, goal, marks[row.defense])
             labels.append(Label(_clip(row.leakage), row.utility, _caption(row), style.darker(marks[row.defense].colour)))
+        lines += _apart(axes, silent, marks)
+        labels += [
+            Label(RIGHT + EDGE + 0.5 * ASIDE, row.utility, words.defense(row.defense).replace(" + ", "\n+ "), style.MUTED)
+            for row in each(silent)
+        ]
         axes.set_title(f"{words.GOALS.get(goal, goal)}: {words.threat(view, key)}", pad=20)
         for index, note in enumerate(notes):
             figure.text(0.01, (0.16 * (len(notes) - index) - 0.02) / height, note, fontsize=7.5, color=style.MUTED, va="top")
@@ -84,13 +94,21 @@ def plane(
 
 
 def _missing(table: pd.DataFrame) -> list[str]:
-    """Why a defense is not in the picture: absent is not private."""
+    """Why a defense is not on the axis, a line a reason: absent is not private."""
+    texts = []
+    for why, part in table[(table["silent"] != "") & table["utility"].notna()].groupby("silent", sort=False):
+        names = _named(words.defense(row.defense) for row in each(part))
+        texts.append(f"Not measured (hollow, grey): {names}. {str(why)[0].upper()}{str(why)[1:]}, so the silence means nothing.")
     empty = table[table["leakage"].isna() | table["utility"].isna()]
-    groups: dict[str, list[str]] = {}
-    for row in each(empty):
-        groups.setdefault(row.note or "no utility was measured", []).append(words.defense(row.defense))
-    texts = [f"Not drawn: {', '.join(names)} ({reason})." for reason, names in groups.items()]
-    return [line for text in texts for line in textwrap.wrap(text, _CHARS, subsequent_indent="    ")]
+    texts += [f"Not drawn, since {reason}: {_named(names)}." for reason, names in grouped(empty).items()]
+    return [
+        line.replace(_TIED, " ") for text in texts for line in textwrap.wrap(text, _CHARS, subsequent_indent="    ", break_on_hyphens=False)
+    ]
+
+
+def _named(names: Iterable[str]) -> str:
+    """A list whose names no line break tears."""
+    return ", ".join(name.replace(" ", _TIED) for name in names)
 
 
 def front(leakage: np.ndarray, utility: np.ndarray) -> list[int]:
@@ -195,6 +213,29 @@ def _measured(axes: Any, row: Any, mark: style.Mark) -> list[Segment]:
     for ends, edge, way in (((row.leakage, row.leakage_low), LEFT, -1), ((row.leakage, row.leakage_high), RIGHT, 1)):
         if any(math.isfinite(value) and (value - edge) * way > 0 for value in ends):
             _arrow(axes, edge, y, way, mark.colour)
+    return lines
+
+
+def _apart(axes: Any, silent: pd.DataFrame, marks: dict[str, style.Mark]) -> list[Segment]:
+    """Utility without a place on the leakage axis: the attacks that apply have no power where nothing protects."""
+    if silent.empty:
+        return []
+    edge = RIGHT + EDGE
+    axes.axvline(edge, color=style.MUTED, linewidth=0.8, zorder=1)
+    axes.annotate(
+        "not measured", (edge + ASIDE / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points",
+        ha="center", fontsize=8, color=style.MUTED,
+    )  # fmt: skip
+    lines: list[Segment] = [(edge, axes.get_ylim()[0], edge, axes.get_ylim()[1])]
+    for row in each(silent):
+        x, mark = edge + 0.5 * ASIDE, marks[row.defense]
+        if math.isfinite(row.utility_low):
+            axes.plot([x, x], [row.utility_low, row.utility_high], color=style.MUTED, linewidth=1.0, linestyle=(0, (2, 1.5)), zorder=3)
+            lines.append((x, row.utility_low, x, row.utility_high))
+        axes.plot(
+            [x], [row.utility], mark.shape, markerfacecolor=style.PAPER, markeredgecolor=style.MUTED, markeredgewidth=1.2,
+            markersize=mark.size, zorder=5,
+        )  # fmt: skip
     return lines
 
 

@@ -84,7 +84,9 @@ def test_plane_clips_pictures_only_and_points_at_what_it_clips(table: pd.DataFra
     assert standing(far, "reconstruction", "server", "without").set_index("defense").at["dp_sgd:epsilon=8", "leakage"] < -2.5
     axes = plane(far, "reconstruction", "server", "without").axes[0]
     marks = [line for line in axes.lines if line.get_marker() not in {"None", None, ""}]
-    assert all(LEFT <= x <= RIGHT for line in marks for x in line.get_xdata())
+    measured = [line for line in marks if line.get_markeredgecolor() != style.MUTED]
+    assert len(measured) == 6
+    assert all(LEFT <= x <= RIGHT for line in measured for x in line.get_xdata())
     assert any(text.arrow_patch is not None for text in axes.texts if not text.get_text())
 
 
@@ -92,7 +94,8 @@ def test_plane_tells_claim_and_measurement_apart(table: pd.DataFrame) -> None:
     """Three claims give three hollow marks; reconstructions have none, since ε does not bound them."""
 
     def hollow(figure: Any) -> int:
-        return sum(line.get_markerfacecolor() == style.PAPER for line in figure.axes[0].lines if line.get_marker() not in {"None", ""})
+        marks = [line for line in figure.axes[0].lines if line.get_marker() not in {"None", ""}]
+        return sum(line.get_markerfacecolor() == style.PAPER and line.get_markeredgecolor() != style.MUTED for line in marks)
 
     assert hollow(plane(table, "membership", "server", "without")) == 3
     assert hollow(plane(table, "reconstruction", "server", "without")) == 0
@@ -101,7 +104,21 @@ def test_plane_tells_claim_and_measurement_apart(table: pd.DataFrame) -> None:
 
 def test_plane_names_those_it_cannot_draw_with_the_reason(table: pd.DataFrame) -> None:
     written = " ".join(texts(plane(table, "reconstruction", "server", "without")))
-    assert "Not drawn: Centralized, Local only (no update crosses a wire here" in written
+    assert "Not drawn, since no update crosses a wire here: Centralized, Local only." in written
+
+
+def test_a_reason_is_given_once_with_all_its_defenses(table: pd.DataFrame) -> None:
+    """A cell may give several reasons, and several cells the same one."""
+    rows = (table["status"] == "skipped") & (table["goal"] == "reconstruction") & (table["attack"] == "cosine_inversion")
+    both = table.copy()
+    both.loc[rows & (both["defense"] == "local_only"), "reason"] = "no model is released; no update crosses a wire here"
+    notes = [t.get_text() for t in plane(both, "reconstruction", "server", "without").texts if t.get_text().startswith("Not drawn")]
+    assert notes == [
+        "Not drawn, since no update crosses a wire here: Centralized, Local only.",
+        "Not drawn, since the single updates are in sight: Centralized, Local only.",
+        "Not drawn, since the sum adds nothing: Centralized, Local only.",
+        "Not drawn, since no model is released: Local only.",
+    ]
 
 
 def test_planes_share_their_utility_axis(table: pd.DataFrame) -> None:

@@ -116,12 +116,12 @@ def test_the_verdict_is_made_from_the_numbers(table: pd.DataFrame) -> None:
     row = stand.loc["fedavg"]
     assert f"FedAvg {words.interval(row['leakage'], row['leakage_low'], row['leakage_high'], 2)} (Closed form, first layer)" in text
     assert "n = 3 seeds" in text
-    assert "Not measured: Centralized, Local only." in text
+    assert "Not measured: Centralized, Local only (no update crosses a wire here" in text
 
 
 def test_the_verdict_turns_with_the_numbers(table: pd.DataFrame) -> None:
     """The same sentence names secure aggregation as leaking once its rows do."""
-    quiet = next(line for line in said(table).split("\n") if line.startswith("Not told from guessing"))
+    quiet = next(line for line in said(table).split("\n") if line.startswith("Not measured: none") or "so the silence" in line)
     assert "Secure aggregation" in quiet
     loud = table.copy()
     rows = (loud["attack"] == "cosine_inversion_of_sum") & (loud["metric"] == "leakage")
