@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as distributions
+from scipy import special
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -29,8 +29,8 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interva
     if trials == 0:
         return 0.0, 1.0
     tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else float(distributions.beta.ppf(tail, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(distributions.beta.ppf(1 - tail, successes + 1, trials - successes))
+    low = 0.0 if successes == 0 else float(special.betaincinv(successes, trials - successes + 1, tail))
+    high = 1.0 if successes == trials else float(special.betaincinv(successes + 1, trials - successes, 1 - tail))
     return low, high
 
 
@@ -39,14 +39,19 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     held = _finite(values)
     if len(held) < 2:
         return NO_INTERVAL
-    reach = float(_student((1 + level) / 2, len(held) - 1) * held.std(ddof=1) / np.sqrt(len(held)))
+    reach = float(student((1 + level) / 2, len(held) - 1) * held.std(ddof=1) / np.sqrt(len(held)))
     return float(held.mean()) - reach, float(held.mean()) + reach
 
 
 @cache
-def _student(share: float, freedom: int) -> float:
+def student(share: float, freedom: int) -> float:
     """Student's quantile: a report asks a few thousand times for the same few."""
-    return float(distributions.t.ppf(share, freedom))
+    return float(special.stdtrit(freedom, share))
+
+
+def student_tail(value: float, freedom: int) -> float:
+    """The chance that Student's t exceeds ``value``."""
+    return float(special.stdtr(freedom, -value))
 
 
 def bca(
@@ -67,6 +72,8 @@ def bca(
     point = float(measure(*held, axis=-1))
     if all(np.ptp(sample) == 0 for sample in held):
         return point, point
+    from scipy import stats as distributions  # half a second, which only many repeats need
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a degenerate jackknife is answered below
         result = distributions.bootstrap(
@@ -95,7 +102,7 @@ def mean_intervals(values: Floats, level: float = 0.95) -> tuple[Floats, Floats]
     if count >= BCA_FROM or count < 2:
         ends = np.array([mean_interval(column, level) for column in values.T]).reshape(-1, 2)
         return ends[:, 0], ends[:, 1]
-    reach = _student((1 + level) / 2, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
+    reach = student((1 + level) / 2, count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
     return values.mean(axis=0) - reach, values.mean(axis=0) + reach
 
 
@@ -154,7 +161,7 @@ def hierarchical(
     tree = _nest(np.arange(len(held)), codes)
     draws = np.array([measure(_draw(tree, rng)) for _ in range(resamples)])
     spread = float(draws.std(ddof=1) * np.sqrt(outer / (outer - 1)))
-    reach = float(distributions.t.ppf((1 + level) / 2, outer - 1)) * spread
+    reach = student((1 + level) / 2, outer - 1) * spread
     centre = measure(np.arange(len(held)))
     return centre - reach, centre + reach
 
@@ -186,8 +193,8 @@ def null_test(samples: Mapping[str, ArrayLike], prior: float = 0.0, level: float
             raise ValueError(f"the null test of {name} needs at least two repeats, it has {len(held)}; run more seeds")
         error = float(held.std(ddof=1) / np.sqrt(len(held)))
         gap = float(held.mean()) - prior
-        quantile = float(distributions.t.ppf(1 - familywise(level, len(samples)), len(held) - 1))
-        p = float(distributions.t.sf(gap / error, len(held) - 1)) if error > 0 else float(gap <= 0)
+        quantile = student(1 - familywise(level, len(samples)), len(held) - 1)
+        p = student_tail(gap / error, len(held) - 1) if error > 0 else float(gap <= 0)
         rows.append({"name": name, "mean": float(held.mean()), "lower": float(held.mean()) - quantile * error, "p": p, "n": len(held)})
     table = pd.DataFrame(rows, columns=["name", "mean", "lower", "p", "n"])
     table["p_holm"] = holm(table["p"].to_numpy())

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as distributions
+from scipy import special
 
 from reports.intervals import Floats, Interval, clopper_pearson, mean_intervals
 
@@ -53,14 +53,14 @@ def auc(scores: ArrayLike, member: ArrayLike, groups: ArrayLike | None = None, l
     """
     inside, outside, unit_in, unit_out = _parts(scores, member, groups)
     m, n = len(inside), len(outside)
-    ranks_all = distributions.rankdata(np.concatenate([inside, outside]))
-    beaten_in = (ranks_all[:m] - distributions.rankdata(inside)) / n  # share of non-members below each member, ties one half
-    beaten_out = 1 - (ranks_all[m:] - distributions.rankdata(outside)) / m
+    ranks_all = _ranks(np.concatenate([inside, outside]))
+    beaten_in = (ranks_all[:m] - _ranks(inside)) / n  # share of non-members below each member, ties one half
+    beaten_out = 1 - (ranks_all[m:] - _ranks(outside)) / m
     value = float(beaten_in.mean())
     variance = _clustered(beaten_in - value, beaten_out - value, unit_in, unit_out)
     if variance <= 0 or not 0 < value < 1 or not math.isfinite(variance):
         return Area(value, *_newcombe(value, m, n, level))
-    quantile = float(distributions.norm.ppf((1 + level) / 2))
+    quantile = float(special.ndtri((1 + level) / 2))
     centre, reach = math.log(value / (1 - value)), quantile * math.sqrt(variance) / (value * (1 - value))
     return Area(value, 1 / (1 + math.exp(-(centre - reach))), 1 / (1 + math.exp(-(centre + reach))))
 
@@ -145,6 +145,12 @@ def _parts(
     return held[inside], held[~inside], unit[inside], unit[~inside]
 
 
+def _ranks(scores: Floats) -> Floats:
+    """From 1 up; tied scores share the mean of their ranks."""
+    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(count) - (count - 1) / 2)[place], dtype=np.float64)
+
+
 def _at_least(scores: Floats, thresholds: Floats) -> NDArray[np.intp]:
     return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
 
@@ -166,7 +172,7 @@ def _clustered(inner: Floats, outer: Floats, unit_in: NDArray[np.generic], unit_
 
 def _newcombe(value: float, m: int, n: int, level: float) -> Interval:
     """The areas theta with |theta - value| <= z sqrt(V(theta)), V after Hanley and McNeil with both sizes replaced by their mean."""
-    square, half = float(distributions.norm.ppf((1 + level) / 2)) ** 2, (m + n) / 2 - 1
+    square, half = float(special.ndtri((1 + level) / 2)) ** 2, (m + n) / 2 - 1
     grid = np.linspace(0, 1, 20001)
     variance = grid * (1 - grid) * (1 + half * ((1 - grid) / (2 - grid) + grid / (1 + grid))) / (m * n)
     inside = grid[(grid - value) ** 2 <= square * variance + 1e-18]

@@ -135,7 +135,7 @@ def validate_curves(df: pd.DataFrame) -> pd.DataFrame:
         _among(
             df,
             "curve",
-            df["curve"].map(lambda name: _CURVE.fullmatch(name) is not None),
+            df["curve"].isin([name for name in df["curve"].unique() if _CURVE.fullmatch(name) is not None]),
             "roc, key_curve or reconstruction:<target>:<truth|guess>",
         )
     return df
@@ -147,7 +147,8 @@ def upper_bound(df: pd.DataFrame) -> pd.Series[bool]:
 
 
 def _keys(df: pd.DataFrame) -> pd.Series[bool]:
-    return df["key"].map(lambda key: key == "" or key in KEYS or _PARTIAL.fullmatch(key) is not None).astype(bool)
+    good = [key for key in df["key"].unique() if key == "" or key in KEYS or _PARTIAL.fullmatch(key) is not None]
+    return df["key"].isin(good)
 
 
 def _columns(df: pd.DataFrame, columns: dict[str, str], optional: dict[str, str], table: str) -> None:
@@ -161,7 +162,7 @@ def _columns(df: pd.DataFrame, columns: dict[str, str], optional: dict[str, str]
     for name, kind in {**columns, **{k: v for k, v in optional.items() if k in df.columns}}.items():
         held = df[name]
         if kind == TEXT:
-            fits = bool(held.map(lambda value: isinstance(value, str)).all())
+            fits = pd.api.types.infer_dtype(held, skipna=False) == "string"
         elif kind == "int64":
             fits = pd.api.types.is_integer_dtype(held) and not held.isna().any()
         else:

@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
 
 from reports.intervals import (
     BCA_FROM,
@@ -25,6 +24,7 @@ from reports.intervals import (
     null_test,
     over_seeds,
     ratio_interval,
+    student_tail,
     t_interval,
 )
 from reports.roc import CONVENTION, advantage, auc, roc_band, roc_points, tpr_at
@@ -116,7 +116,7 @@ def _paired_p(gaps: Floats) -> float:
         return float("nan")
     if np.ptp(gaps) == 0:
         return 1.0 if gaps[0] == 0 else 0.0
-    return float(distributions.ttest_1samp(gaps, 0.0).pvalue)
+    return 2 * student_tail(abs(float(gaps.mean() / (gaps.std(ddof=1) / np.sqrt(len(gaps))))), len(gaps) - 1)
 
 
 def _status(statuses: Iterable[str]) -> str:

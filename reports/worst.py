@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats as distributions
+from scipy import special
 
 from reports.intervals import NO_INTERVAL, Floats, Interval, familywise, over_seeds, t_interval
 from reports.schema import GOALS, HEADLINE_KEYS, upper_bound
@@ -144,7 +144,7 @@ def _widened(value: float, own: Interval, candidates: int, level: float) -> Inte
     if not np.isfinite(own).all():
         return NO_INTERVAL
     tails = np.array([familywise(1 - level, candidates), 1 - level]) / 2
-    stretch = float(np.divide(*distributions.norm.isf(tails)))
+    stretch = float(np.divide(*special.ndtri(tails)))
     return value - stretch * (value - own[0]), value + stretch * (own[1] - value)
 
 

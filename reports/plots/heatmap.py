@@ -31,6 +31,7 @@ def heatmap(results: pd.DataFrame, *, table: list[Cell] | None = None, power: Po
 
     A cell shows the mean over seeds with its 95 % interval; bold where the interval's lower end lies above 0, the level of the controls.
     Hatched cells were skipped and crossed cells failed; the letter leads to the reason below the picture. A blank cell was not asked for.
+    A wrong key that changes no number shares the row of no key.
 
     Parameters
     ----------
@@ -43,13 +44,19 @@ def heatmap(results: pd.DataFrame, *, table: list[Cell] | None = None, power: Po
     table = cells(results) if table is None else table
     power = powers(results) if power is None else power
     defenses = style.ordered(results["defense"])
+    table, also = _folded(table)
     rows = list(dict.fromkeys((cell.goal, cell.attack, cell.view, cell.key) for cell in table))
     groups = list(dict.fromkeys(row[0] for row in rows))
     letters = {reason: _letter(i) for i, reason in enumerate(dict.fromkeys(cell.reason for cell in table if cell.reason))}
     notes = [line for reason, letter in letters.items() for line in textwrap.wrap(f"{letter}  {reason}", _CHARS, subsequent_indent="    ")]
     lines = len(rows) + 0.75 * len(groups)
     heads = [words.defense(name) for name in defenses]
-    under = {row: words.threat(row[2], row[3]) + ("" if power.get((row[0], row[2], row[1]), True) else _WEAK) for row in rows}
+    under = {
+        row: words.threat(row[2], row[3])
+        + (" or a wrong one" if row in also else "")
+        + ("" if power.get((row[0], row[2], row[1]), True) else _WEAK)
+        for row in rows
+    }
     sides = [style.width_of(words.attack(row[1]), 9) for row in rows] + [style.width_of(said, 7.5) for said in under.values()]
     left, foot = max([1.2, *sides]) + 0.3, 0.3 + 0.165 * len(notes)
     long = max([style.width_of(head, 9) for head in heads], default=0.0)
@@ -85,6 +92,22 @@ def heatmap(results: pd.DataFrame, *, table: list[Cell] | None = None, power: Po
         for index, note in enumerate(notes):
             figure.text(0.1 / width, (foot - 0.2 - 0.165 * index) / height, note, fontsize=7.8, va="top", color=style.MUTED)
     return figure
+
+
+Row = tuple[str, str, str, str]  # goal, attack, view, key
+
+
+def _folded(table: list[Cell]) -> tuple[list[Cell], set[Row]]:
+    """The table without rows of a wrong key that only repeat the one without a key, and the rows that thus stand for both."""
+    said: dict[Row, dict[str, tuple[str, str]]] = {}
+    for cell in table:
+        said.setdefault((cell.goal, cell.attack, cell.view, cell.key), {})[cell.defense] = (
+            cell.status,
+            repr((cell.mean, cell.low, cell.high)),
+        )
+    same = {row for row, own in said.items() if row[3] == "wrong" and own.items() <= said.get((*row[:3], "none"), {}).items()}
+    kept = [cell for cell in table if (cell.goal, cell.attack, cell.view, cell.key) not in same]
+    return kept, {(*row[:3], "none") for row in same}
 
 
 def _fixed(value: float) -> str:

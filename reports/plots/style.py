@@ -30,8 +30,9 @@ NEUTRALS: Final = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper"}
 
 WIDTH: Final = 7.2  # inches: the text width of a page, and about a screen's column
 SALT: Final = "infl-bench"
-_FONT: Final = FontProperties(family="DejaVu Sans", size=10)
-_RULER: Final = RendererAgg(8, 8, 600)
+_POINTS, _DOTS = 10.0, 600.0
+_FONT: Final = FontProperties(family="DejaVu Sans", size=_POINTS)
+_RULER: Final = RendererAgg(8, 8, _DOTS)  # measures texts
 
 _FAMILY: Final = {  # hue, mark
     "fedavg": ("#6b6b6b", "o"),
@@ -136,7 +137,7 @@ def width_of(text: str, size: float = 9.0) -> float:
 def _wide(line: str) -> float:
     """Inches that a line takes at one point; measured large, where hinting rounds little."""
     width, _, _ = _RULER.get_text_width_height_descent(line, _FONT, False)
-    return float(width) / (_RULER.dpi * float(_FONT.get_size_in_points()))
+    return float(width) / (_DOTS * _POINTS)
 
 
 def panels(

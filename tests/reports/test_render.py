@@ -16,8 +16,9 @@ import pandas as pd
 import pytest
 from tables_fixture import curves, record, results
 
-from reports import compare, drawing, page, render, schema
+from reports import compare, drawing, gallery, page, render, schema, setting, words
 from reports.schema import SchemaError
+from reports.standing import standings
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "stop", "circle", "rect"}
 
@@ -119,6 +120,58 @@ def test_every_section_is_there(folder: Path) -> None:
     assert "FloatingPointError: loss is not finite" in text
     assert "not resolvable: n0 x FPR = 1.4 < 3" in text
     assert text.count("How to read it") == len({p.stem for p in (folder / "figures").iterdir()})
+
+
+CARD = {"server": "SRV sees", "site": "SITE sees", "outsider": "OUT sees", "does_not_protect": "OPEN remains"}
+
+
+def test_the_card_of_every_defense_is_in_the_page(folder: Path) -> None:
+    """From the record; defenses that share a card are named together, a layer of a stack has its own, and a missing card is said."""
+    names = list(results()["defense"].unique())
+    cards = {name: [{"layer": layer, **CARD} for layer in name.split("+")] for name in names if not name.startswith("centralized")}
+    said = dict(
+        setting.card_terms(
+            results(), {"cards": {**cards, "fedavg": [], "dp_sgd:epsilon=32": [{**cards["dp_sgd:epsilon=32"][0], "site": "other"}]}}
+        )
+    )
+    assert said["Centralized"] == [("Card", "The record of this run holds no card of it.")]
+    assert said["FedAvg"] == [("Card", "The defense says nothing of itself.")]
+    assert ("Another site sees", "other") in said["DP-SGD ε 32"]
+    (shared,) = [title for title in said if title.startswith("Local only")]
+    assert said[shared][0] == ("The server sees", "SRV sees")
+    assert said[shared][3] == ("It does not protect", "OPEN remains")
+    titles = [title for title, _ in said["INFL published + Secure aggregation"]]
+    assert titles[0] == "INFL published: the server sees"
+    assert titles[-1] == "Secure aggregation: it does not protect"
+    assert {words.defense(name) for name in names} == {part for title in said for part in title.split(", ")}
+    assert "What each defense lets whom see" in " ".join(read(folder / "index.html").text)
+
+
+def test_the_data_section_says_what_the_record_knows_and_old_records_are_read() -> None:
+    cohort = {**record()["cohort"], "persons": 12, "digest": "ab" * 32, "parts": {"train": 350, "test": 140}}
+    said = dict(setting.data_terms(results(), {**record(), "cohort": cohort}))
+    assert said["Size"] == "700 records, 765 features, 10 classes, 12 persons"
+    assert said["Licence"] == "CC BY 4.0"
+    assert said["Training records at each site"] == "70, 70, 70, 70, 70"
+    assert said["Digest of the content (SHA-256)"] == "ab" * 32
+    assert "50% train (350)" in said["Parts, disjoint"]
+    ragged = dict(setting.data_terms(results(), {"cohort": {"site_sizes": [1, 2], "site_sizes_by_seed": [[1, 2], [2, 1]]}}))
+    assert ragged["Training records at each site"] == "seed 0: 1, 2; seed 1: 2, 1"
+    assert setting.data_terms(results(), {}) == [("Cohort", "pbmc68k")]
+    assert ("code", "infl-bench run x --seeds 2") in setting.reproduction({"command": "infl-bench run x --seeds 2"})
+
+
+def test_a_plane_that_repeats_another_is_a_sentence() -> None:
+    table, _ = small()
+    wrong = table[(table["defense"] == "infl:published") & (table["goal"] == "reconstruction") & (table["key"] == "none")]
+    same = pd.concat(
+        [table[~((table["goal"] == "reconstruction") & (table["key"] == "wrong"))], wrong.assign(key="leaked")], ignore_index=True
+    )
+    other = same.assign(value=same["value"].where((same["key"] != "leaked") | (same["metric"] != "leakage"), same["value"] - 0.2))
+    name = "plane-reconstruction-server-leaked"
+    assert name not in {p.name for p in gallery.planes(same, standings(same))}
+    assert any("with the leaked key are the same" in line for line in gallery.repeated(standings(same)))
+    assert name in {p.name for p in gallery.planes(other, standings(other))}
 
 
 def test_each_picture_says_in_one_sentence_how_to_read_it() -> None:
