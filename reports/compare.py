@@ -39,6 +39,7 @@ def comparison(this: Run, other: Run) -> Section:
     """The section that sets ``this`` beside ``other``: a picture, a table, and the settings that differ."""
     table = beside(this.results, other.results)
     blocks = [Block("text", f"This run is set beside the one in “{other.name}”.")]
+    blocks.append(Block("list", changes(table) + unshared(this.results, other.results)))
     if len(table):
         alt = "; ".join(
             f"{words.defense(r.defense)}, {r.measure}: {words.number(r.value)} against {words.number(r.other)}" for r in each(table)
@@ -54,6 +55,40 @@ def comparison(this: Run, other: Run) -> Section:
         else [Block("text", "Both runs asked for the same, with the same versions.")]
     )
     return Section("comparison", "Side by side", blocks)
+
+
+def changes(table: pd.DataFrame) -> list[str]:
+    """What differs between the answers, in words; ``table`` as ``beside`` makes it.
+
+    A utility changed where its difference paired by seed lies beyond its interval, a leakage where the two intervals do not meet.
+    """
+    if table.empty:
+        return []
+    said = []
+    for row in each(table):
+        paired = math.isfinite(row.difference_low)
+        beyond = row.difference_low > 0 or row.difference_high < 0 if paired else row.low > row.other_high or row.high < row.other_low
+        if beyond:
+            way = "higher" if row.value > row.other else "lower"
+            here, there = words.interval(row.value, row.low, row.high, 2), words.interval(row.other, row.other_low, row.other_high, 2)
+            how = "paired by seed" if paired else "the intervals do not meet"
+            said.append(f"{words.defense(row.defense)}: {row.measure} is {way} here, {here} against {there} ({how}).")
+    moved = int((table["value"] != table["other"]).sum())
+    if moved == 0:
+        return ["All numbers that both runs have are the same."]
+    rest = f"{moved} of {len(table)} shared numbers differ, {len(said) or 'none'} of them beyond the intervals."
+    return [rest, *said]
+
+
+def unshared(this: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """Defenses and attacks that only one of two runs has."""
+    said = []
+    for column, name in (("defense", words.defense), ("attack", words.attack)):
+        sides = [{str(value) for value in table[column] if value} for table in (this, other)]
+        for where, only in (("this run", sides[0] - sides[1]), ("the other run", sides[1] - sides[0])):
+            if only:
+                said.append(f"Only in {where}, {column}{'s' * (len(only) > 1)}: {', '.join(name(value) for value in sorted(only))}.")
+    return said
 
 
 def beside(this: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
@@ -108,7 +143,7 @@ def _table(table: pd.DataFrame) -> Table:
 
 def differences(this: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Settings, versions and digests that are not the same, as ``(path, "this → other")``."""
-    kept = ("request", "versions", "infl_bench", "data_digest", "code_hash", "seeds", "machine")
+    kept = ("request", "versions", "infl_bench", "cohort", "data_digest", "code_hash", "seeds", "machine")
     flat = [_flat({k: record[k] for k in kept if k in record}) for record in (this, other)]
     names = [*flat[0], *(name for name in flat[1] if name not in flat[0])]
     return [

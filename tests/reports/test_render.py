@@ -297,6 +297,24 @@ def test_report_sets_two_runs_side_by_side(tmp_path: Path) -> None:
     assert not (tmp_path / "there" / "report").exists()
 
 
+def test_two_runs_are_compared_in_words() -> None:
+    table, _ = small()
+    there = table[table["defense"] != "fedavg"].copy()
+    rows = (there["metric"] == "accuracy") & (there["role"] == "utility")
+    there.loc[rows, ["value", "low", "high"]] -= 0.1
+    leaks = (there["metric"] == "leakage") & (there["goal"] == "reconstruction") & (there["role"] == "score")
+    there.loc[leaks, ["value", "low", "high"]] += 1e-6  # moved, but not beyond its interval
+    first, *rest = compare.changes(compare.beside(table, there))
+    assert first.startswith("2 of ")
+    assert first.endswith("1 of them beyond the intervals.")
+    assert [line[: line.index(",")] for line in rest] == ["INFL published: accuracy is higher here"]
+    assert compare.unshared(table, there) == ["Only in this run, defense: FedAvg."]
+    assert compare.changes(compare.beside(table, table)) == ["All numbers that both runs have are the same."]
+    assert compare.unshared(table, table) == []
+    differ = dict(compare.differences(record(), {**record(), "cohort": {**record()["cohort"], "records": 701}}))
+    assert differ == {"cohort.records": "700 here, 701 there"}
+
+
 def test_report_draws_again_what_render_drew(tmp_path: Path) -> None:
     table, lines = small()
     render.render(table, lines, record(), tmp_path)
