@@ -181,6 +181,31 @@ def profile(
     show(profile_suite(suite, device=device, features=features, batch=batch, steps=steps))
 
 
+@app.command()
+def audit(
+    scores: Annotated[Path, typer.Argument(help="A .csv with columns score,member, or an .npz with such arrays; higher for members.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for a report [none is drawn].")] = None,
+    score: Annotated[str, typer.Option(help="Name of the column of scores.")] = "score",
+    member: Annotated[str, typer.Option(help="Name of the column that is 1 for members.")] = "member",
+    delta: Annotated[float, typer.Option(help="Of every ε statement.")] = 1e-5,
+    confidence: Annotated[float, typer.Option(help="One-sided, of every bound.")] = 0.95,
+    independent: Annotated[bool, typer.Option("--independent", help="Each record was made a member by a coin of its own.")] = False,
+    claimed: Annotated[float | None, typer.Option(help="An ε that is claimed; exit with 1 if a bound lies above it.")] = None,
+) -> int:
+    """Membership and ε from the scores of any attack: AUC, TPR at low FPR, and lower bounds on ε, each with what it assumes."""
+    from suites.auditing import files
+    from suites.auditing.scores import audit_scores
+
+    inside, outside = files.read_scores(scores, score, member)
+    found = audit_scores(
+        inside, outside, delta=delta, confidence=confidence, independent_inclusion=independent, claimed=claimed, name=scores.stem
+    )
+    files.show(found)
+    if out is not None:
+        print(f"report: {found.report(out)}")
+    return 1 if (found.table["metric"] == "flag:claim_refuted").any() else 0
+
+
 def _with_progress(asked: Request, workers: int | None) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
