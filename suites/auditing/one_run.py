@@ -15,8 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
-from scipy.stats import binom
+from scipy.special import betainc, gammaln, ndtr, ndtri
 
 from suites.auditing.bound import Bound, Floats, check_level, two_sides
 from suites.auditing.gaussian import epsilon_of
@@ -91,12 +90,16 @@ def correct(inside: Floats, outside: Floats, guesses: int, seed: int) -> int:
 
 def steinke_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
     """An upper limit on the probability of at least ``right`` of ``guesses`` under (epsilon, delta)-DP."""
+    if right == 0:
+        return 1.0
     share = 1 / (1 + math.exp(-epsilon))
-    beta = float(binom.sf(right - 1, guesses, share))
-    if delta == 0 or right == 0:
-        return min(beta, 1.0)
+    beta = float(betainc(right, guesses - right + 1, share))  # P[Binomial(guesses, share) >= right]
+    if delta == 0:
+        return beta
     below = np.arange(right - 1, -1, -1)
-    steps = np.cumsum(binom.pmf(below, guesses, share)) / np.arange(1, right + 1)
+    ways = gammaln(guesses + 1) - gammaln(below + 1) - gammaln(guesses - below + 1)
+    mass = np.exp(ways + below * math.log(share) - (guesses - below) * (epsilon + math.log1p(math.exp(-epsilon))))
+    steps = np.cumsum(mass) / np.arange(1, right + 1)
     return min(1.0, beta + 2 * m * delta * float(steps.max()))
 
 

@@ -139,6 +139,19 @@ def test_a_split_that_gives_members_away_is_the_blind_baselines_to_say() -> None
     assert "without any model" in str(told)
 
 
+def test_folds_left_out_in_closed_form_are_fits_without_them() -> None:
+    x, y, member = records(60, 20)
+    centred = (x - x.mean(0)) / x.std(0)
+    kernel = centred @ centred.T / 20 + np.eye(3)[y] @ np.eye(3)[y].T
+    rng, said = np.random.default_rng([3, 5]), np.zeros(60)
+    for _ in range(4):
+        for part in np.array_split(rng.permutation(60), 5):
+            rest = np.setdiff1d(np.arange(60), part)
+            gram = kernel[np.ix_(rest, rest)] + np.trace(kernel) / 60 * np.eye(len(rest))
+            said[part] += kernel[np.ix_(part, rest)] @ np.linalg.solve(gram, member[rest] - 0.5) / 4
+    assert np.allclose(blind_scores(x, y, member, 3), said, atol=1e-5)
+
+
 def test_folds_do_not_bias_the_blind_baseline() -> None:
     draw = np.random.default_rng(5)
     found = []
