@@ -37,10 +37,19 @@ class Label:
     colour: str
 
 
-def place(axes: Any, labels: Sequence[Label], *, lines: Sequence[Segment] = (), radius: float = 6.0, size: float = 8.5) -> list[Any]:
+def place(
+    axes: Any,
+    labels: Sequence[Label],
+    *,
+    lines: Sequence[Segment] = (),
+    radius: float = 6.0,
+    size: float = 8.5,
+    span: tuple[float, float] | None = None,
+) -> list[Any]:
     """Write ``labels`` into ``axes`` so that none covers another, a mark, or one of ``lines`` (data coordinates), where there is room.
 
-    ``radius`` is a mark's half width in points. Limits and size of the axes must be final. Returns the text artists.
+    ``radius`` is a mark's half width in points, ``span`` the stretch of the x axis that labels keep to (all of it). Limits and size of the
+    axes must be final. Returns the text artists.
     """
     figure = axes.figure
     scale = figure.dpi / 72.0
@@ -54,7 +63,8 @@ def place(axes: Any, labels: Sequence[Label], *, lines: Sequence[Segment] = (), 
     renderer = figure.canvas.get_renderer()
     sizes = [(extent.width, extent.height) for extent in (text.get_window_extent(renderer) for text in texts)]
     window = axes.get_window_extent(renderer)
-    frame = (window.x0 + 2, window.y0 + 2, window.x1 - 2, window.y1 - 2)
+    left, right = (window.x0, window.x1) if span is None else (axes.transData.transform((x, 0))[0] for x in span)
+    frame = (left + 2, window.y0 + 2, right - 2, window.y1 - 2)
     reach = radius * scale
     blocks = np.concatenate([points - reach, points + reach], axis=1)
     strokes = axes.transData.transform(np.array(lines, dtype=float).reshape(-1, 2)).reshape(-1, 4)

@@ -77,16 +77,17 @@ def plane(
             lines += _claimed(axes, row, goal, marks[row.defense])
             labels.append(Label(_clip(row.leakage), row.utility, _caption(row), style.darker(marks[row.defense].colour)))
         lines += _apart(axes, silent, marks)
-        labels += [
-            Label(RIGHT + EDGE + 0.5 * ASIDE, row.utility, words.defense(row.defense).replace(" + ", "\n+ "), style.MUTED)
-            for row in each(silent)
+        edge = RIGHT + EDGE
+        apart = [
+            Label(edge + 0.5 * ASIDE, row.utility, words.defense(row.defense).replace(" + ", "\n+ "), style.MUTED) for row in each(silent)
         ]
         axes.set_title(f"{words.GOALS.get(goal, goal)}: {words.threat(view, key)}", pad=20)
         for index, note in enumerate(notes):
             figure.text(0.01, (0.16 * (len(notes) - index) - 0.02) / height, note, fontsize=7.5, color=style.MUTED, va="top")
-        if labels:
-            place(axes, labels, lines=lines, radius=6.5)
-        else:
+        for own, span in ((labels, (LEFT - EDGE, edge)), (apart, (edge, edge + ASIDE))):
+            if own:
+                place(axes, own, lines=lines, radius=6.5, span=span)
+        if not labels and not apart:
             axes.text(
                 0.5, 0.5, "no attack of this goal applies under this threat", transform=axes.transAxes, ha="center", color=style.MUTED
             )

@@ -153,3 +153,16 @@ def test_the_heat_map_names_attacks_that_take_nothing_on_fedavg() -> None:
     written = [text.get_text() for text in heatmap(on_fedavg(-0.5)).axes[0].texts]
     assert written.count("server, no key; takes nothing on FedAvg") == 1
     assert not any("takes nothing" in text.get_text() for text in heatmap(on_fedavg(0.5)).axes[0].texts)
+
+
+def test_names_of_measured_defenses_stay_out_of_the_part_for_the_others() -> None:
+    table = silent_secure_aggregation(on_fedavg(-0.5))
+    crowd = (table["metric"] == "accuracy") & ~table["defense"].str.contains("secure")  # in one line, most of them at the right end
+    table.loc[crowd, ["value", "low", "high"]] = table.loc[crowd, ["value", "low", "high"]] * 0.05 + 0.7
+    figure = plane(table, "reconstruction", "server", "without")
+    axes, renderer = figure.axes[0], figure.canvas.get_renderer()
+    edge = axes.transData.transform((RIGHT + EDGE, 0))[0]
+    boxes = {t.get_text(): t.get_window_extent(renderer) for t in axes.texts if t.get_zorder() == 6}
+    aside = {name for name, box in boxes.items() if box.x0 >= edge}
+    assert aside == {"Secure aggregation", "INFL published\n+ Secure aggregation"}
+    assert all(box.x1 <= edge for name, box in boxes.items() if name not in aside)
