@@ -18,7 +18,7 @@ from reports.plots import style
 from reports.plots.cost import cost
 from reports.plots.heatmap import heatmap, scale
 from reports.plots.key_curve import key_curve, position
-from reports.plots.placing import spread
+from reports.plots.placing import Label, place, spread
 from reports.plots.plane import LEFT, RIGHT, allowed, front, plane
 from reports.plots.reconstruction import TOP, reconstructions
 from reports.plots.roc import area, roc
@@ -330,3 +330,13 @@ def test_standing_leaves_out_rows_that_read_the_truth(table: pd.DataFrame) -> No
     stand = standing(pd.concat([table, told]), "membership", "server", "without").set_index("defense")
     assert stand.at["dp_sgd:epsilon=8", "leakage"] < 0.2
     assert math.isfinite(stand.at["dp_sgd:epsilon=8", "leakage"])
+
+
+@pytest.mark.parametrize("span", [(0.0, 1.05), (0.95, 2.0)])
+def test_labels_keep_to_their_span(span: tuple[float, float]) -> None:
+    figure, grid = style.panels(1, 1, (5, 3), (0.3, 0.3, 0.3, 0.3), (0, 0))
+    axes = grid[0, 0]
+    axes.set(xlim=(0, 2), ylim=(0, 1))
+    (text,) = place(axes, [Label(1.0, 0.5, "a long name of a defense", style.INK)], span=span)
+    box = axes.transData.inverted().transform_bbox(text.get_window_extent(figure.canvas.get_renderer()))
+    assert span[0] <= box.x0 < box.x1 <= span[1]
