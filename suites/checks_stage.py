@@ -52,7 +52,7 @@ class Stage:
     def __init__(self, stack: Stack, *, rounds: int = 6) -> None:
         torch.set_num_threads(1)
         self.task = Classification(hidden=32, blocks=2, head=16, dropout=0.0, network="mlp")
-        federation = Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3))
+        federation = stack.protocol(Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3)))
         sizes = (MEMBERS,) if stack.topology == "centralized" else (PER_SITE,) * SITES
         self.federation, self.shape = federation, Shape(sizes, FEATURES, CLASSES)
         self.stack = stack.plan(federation, self.shape)
@@ -79,9 +79,10 @@ class Stage:
     def train(self) -> Trained:
         """Trained anew at each call, with the same coordinates."""
         own = self.stack.topology == "federated"
-        return train(self.task, self.stack, self.federation, self.pool, [self.assignment], probes=self.probes if own else (), chunk=SITES)[
-            0
-        ]
+        probes, chosen_on = self.probes if own else (), self.test
+        return train(
+            self.task, self.stack, self.federation, self.pool, [self.assignment], validation=chosen_on, probes=probes, chunk=SITES
+        )[0]
 
     @cached_property
     def trained(self) -> Trained:
@@ -100,7 +101,7 @@ class Stage:
             chosen = torch.randperm(len(asked), generator=stream("check", "reference", k))[:MEMBERS]
             masks.append(torch.zeros(len(asked), dtype=torch.bool).index_fill(0, chosen, value=True))
             made.append(Assignment(tuple(asked[chosen].chunk(SITES)), ("check", "reference", k), ("check", "reference", k, "defense")))
-        trained = train(self.task, self.stack, self.federation, self.pool, made, chunk=16, keep=lambda _: False)
+        trained = train(self.task, self.stack, self.federation, self.pool, made, validation=self.test, chunk=16, keep=lambda _: False)
         return list(zip(masks, trained))
 
     def references(self, candidates: Tensor) -> Callable[[int], Sequence[Reference]]:

@@ -38,6 +38,9 @@ class LocalSpec(Strict):
     momentum: float = Field(default=0.0, ge=0, lt=1)
 
 
+Flaw = Literal["pooled_client", "test_set_choice", "key_in_state", "integer_seed"]
+
+
 class FederationSpec(Strict):
     """The protocol; the number of sites is the partition's, the topology is the defense's."""
 
@@ -45,7 +48,7 @@ class FederationSpec(Strict):
     participation: float = Field(default=1.0, gt=0, le=1)
     selection: Literal["last", "validation"] = "last"
     local: LocalSpec = LocalSpec()
-    flaws: tuple[str, ...] = ()
+    flaws: tuple[Flaw, ...] = ()
 
 
 class ProbeSpec(Strict):

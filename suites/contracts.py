@@ -104,7 +104,11 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Federation:
-    """The protocol; ``flaws`` names each deliberate fault (pooled_client, test_set_choice, key_in_state, integer_seed)."""
+    """The protocol; ``flaws`` names each deliberate fault.
+
+    ``pooled_client``: one more site that holds all records, and equal weights. ``test_set_choice``: the best local epoch of each site and
+    the best round are chosen on the test records. ``key_in_state``, ``integer_seed``: of a keyed defense that can reproduce them.
+    """
 
     topology: Topology = "federated"
     sites: int = 5
@@ -112,6 +116,7 @@ class Federation:
     local: Local = field(default_factory=Local)
     participation: float = 1.0
     selection: Literal["last", "validation"] = "last"
+    patience: int | None = None  # under "validation": rounds without a better one after which training ends
     flaws: frozenset[str] = frozenset()
 
 
@@ -426,6 +431,10 @@ class Defense:
         """What this defense changes about a site's own training (noise wants fewer and longer steps); public, and part of its claim."""
         return local
 
+    def protocol(self, federation: Federation) -> Federation:
+        """What this defense changes about the protocol (fewer rounds, a deliberate fault); public, and part of its claim."""
+        return federation
+
     def plan(self, federation: Federation, shape: Shape) -> Defense:
         """The same defense fitted to public sizes (noise for a target ε, say); deterministic, no data."""
         return self
@@ -462,9 +471,24 @@ class Defense:
         """Added to the sum of clipped gradients of one step."""
         return clipped_sum
 
+    def blend(self, records: int, rng: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        """For a batch of ``records``: which other one each is blended with [B], and its own share in that blend [B], of inputs and loss.
+
+        None blends nothing. Under clipping it is refused, since a record would be part of two gradients.
+        """
+        return None
+
     def encode(self, update: Params, rng: torch.Generator) -> Params:
         """A site's update on its way out (compression, noise, quantising); any number compose."""
         return update
+
+    def encode_kept(self, update: Params, kept: Params, rng: torch.Generator) -> tuple[Params, Params]:
+        """The same for a defense whose sites keep something from round to round (nothing at first): what is sent, and what is kept now."""
+        return self.encode(update, rng), kept
+
+    def release(self, mean: Params, rng: torch.Generator) -> Params:
+        """What a trusted server does to the mean before anybody is given it; the server itself has seen what it was given."""
+        return mean
 
     def claim(self, federation: Federation, shape: Shape) -> Claim | None:
         return None

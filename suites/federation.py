@@ -34,6 +34,8 @@ from suites.lanes import Lane, Trainer, wire
 from suites.randomness import digest, keys, stream
 from suites.stack import Stack
 
+POOLED, PEEKS = "pooled_client", "test_set_choice"  # the protocol's own deliberate faults
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -130,7 +132,7 @@ def train(
     Parameters
     ----------
     stack : already planned (``stack.plan(federation, shape)``).
-    validation : pool indices on which ``selection="validation"`` chooses the round.
+    validation : pool indices on which ``selection="validation"`` chooses the round (the test records, where the protocol has that flaw).
     probes : extra updates, made for every assignment.
     keep : which rounds' messages are recorded (probed rounds always are).
     chunk : lanes that share a tensor operation; 1 trains each alone.
@@ -141,7 +143,13 @@ def train(
         A choice of rounds by validation under a formal privacy claim, since that release is not accounted for.
     """
     claim = stack.claim(federation, _shape(pool, assignments[0]))
-    if federation.selection == "validation":
+    flaws = federation.flaws & {POOLED, PEEKS}
+    if flaws and claim is not None and claim.kind == "dp":
+        raise RequestError(
+            f"the flaw {' and '.join(sorted(flaws))} under a differential-privacy claim would use records in a way that epsilon does not "
+            "cover; leave the flaw out of the suite's federation, or put as_published on the other defenses only"
+        )
+    if federation.selection == "validation" or PEEKS in flaws:
         if validation is None or len(validation) == 0:
             raise RequestError("selection 'validation' needs validation records; give split.validation a share or use selection 'last'")
         if claim is not None and claim.kind == "dp":
@@ -153,6 +161,8 @@ def train(
     if stack.topology == "centralized":
         assignments = [Assignment((torch.cat(a.sites),), a.coordinates, a.defense_coordinates) for a in assignments]
         probes, keep = (), lambda _: False  # no message crosses a wire
+    elif POOLED in flaws:
+        assignments = [Assignment((*a.sites, torch.cat(a.sites)), a.coordinates, a.defense_coordinates) for a in assignments]
     return _Run(task, stack, federation, pool, assignments, validation, chunk).rounds(probes, keep)
 
 
@@ -208,7 +218,11 @@ class _Run:
             self.inputs.append(x)
             self.modules.append(module)
             self.lanes.append([self._lane(assignment, module, x, site) for site in range(len(assignment.sites))])
-        if any(True for _ in self._persistent_buffers()):
+        self.equal_weights = stack.equal_weights or POOLED in federation.flaws
+        self.peeks, self.chooses = PEEKS in federation.flaws, PEEKS in federation.flaws or federation.selection == "validation"
+        self.kept: dict[tuple[int, int], Params] = {}  # what a site keeps from round to round, by federation and site
+        self.release = [stream(*assignment.defense_coordinates, "release") for assignment in self.assignments]
+        if self.peeks or any(True for _ in self._persistent_buffers()):
             self.chunk = 1  # running statistics are updated in place, which a leading axis does not carry
         starts = [wire(module) for module in self.modules]
         self.globals: Params = {name: torch.stack([params[name] for params in starts]) for name in starts[0]}  # [R, ...], never in place
@@ -241,6 +255,7 @@ class _Run:
         kept: list[list[Round]] = [[] for _ in federations]
         losses: list[list[float]] = [[] for _ in federations]
         best = [(0, self._global(r)) for r in federations]
+        stopped = [False for _ in federations]
         samples = 0
         for index in range(count):
             probed = [self._probes([p for p in probes if p.round == index], r) for r in federations]
@@ -248,19 +263,28 @@ class _Run:
             updates = self._local(participants)
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
             combined, messages = self._collect(index, participants, updates, record=keep(index) or any(probed))
+            if self.stack.releases:
+                combined = self._released(combined)
             if messages:
                 for r in federations:
+                    if stopped[r]:
+                        continue
                     sums = {name: tensor[r] for name, tensor in combined.items()}
                     kept[r].append(Round(index, self._global(r), messages[r], sums, tuple(probed[r])))
             self.globals = {
                 name: (value + combined[name]).to(value.dtype) if name in combined else value for name, value in self.globals.items()
             }
-            if self.federation.selection == "validation":
+            if self.chooses:
                 for r in federations:
-                    losses[r].append(self._validation_loss(r))
+                    if stopped[r]:
+                        continue
+                    losses[r].append(self._judged(r, self._global(r)))
                     if losses[r][-1] <= min(losses[r]):
                         best[r] = (index, self._global(r))
-        if self.federation.selection != "validation":
+                    stopped[r] = self.federation.patience is not None and index - best[r][0] >= self.federation.patience
+                if all(stopped):
+                    break
+        if not self.chooses:
             best = [(count - 1, self._global(r)) for r in federations]
         seconds = (time.perf_counter() - self.started) / len(self.assignments)
         each = samples * self.federation.local.epochs // len(self.assignments)
@@ -287,17 +311,34 @@ class _Run:
             members = tuple(flat[first : first + self.chunk])
             rows = torch.tensor([r for r, _ in members], device=self.pool.x.device)
             start = {name: tensor[rows[0]][None] if len(rows) == 1 else tensor[rows] for name, tensor in self.globals.items()}
-            for name, state in self._trainer(members).run(start, self.federation.local).items():
+            trainer = self._trainer(members)
+            after = self._best_epoch(trainer, start, members[0][0]) if self.peeks else trainer.run(start, self.federation.local)
+            for name, state in after.items():
                 torch.sub(state, start[name], out=updates[name][first : first + len(members)])
         return updates
+
+    def _best_epoch(self, trainer: Trainer, start: Params, r: int) -> Params:
+        """The flaw of a site that sends what did best on the test records after any of its local epochs."""
+        found: list[tuple[float, Params]] = []
+
+        def watch(step: int, steps: int, state: Params) -> None:
+            if step % (steps // self.federation.local.epochs) == 0:
+                state = {name: tensor.detach().clone() for name, tensor in state.items()}
+                found.append((self._judged(r, state), state))
+
+        trainer.run(start, self.federation.local, watch)
+        return {name: tensor[None] for name, tensor in min(found, key=lambda each: each[0])[1].items()}
+
+    def _released(self, combined: Params) -> Params:
+        each = [self.stack.release({n: t[r] for n, t in combined.items()}, self.release[r]) for r in range(len(self.assignments))]
+        return {name: torch.stack([mean[name] for mean in each]) for name in combined}
 
     def _collect(
         self, index: int, participants: Sequence[Sequence[int]], updates: Params, *, record: bool
     ) -> tuple[Params, list[tuple[Message, ...]]]:
         """What the server combines [R, ...], and each federation's messages where they are recorded (else none)."""
         weights = [
-            [1.0 if self.stack.equal_weights else float(len(self.assignments[r].sites[s])) for s in sites]
-            for r, sites in enumerate(participants)
+            [1.0 if self.equal_weights else float(len(self.assignments[r].sites[s])) for s in sites] for r, sites in enumerate(participants)
         ]
         each = len(participants[0])
         if not record and not self.stack.encodes and self.stack.channel is None and all(len(sites) == each for sites in participants):
@@ -323,7 +364,7 @@ class _Run:
     ) -> Delivery:
         """Encode, send and combine the sites' updates."""
         if self.stack.encodes:
-            updates = [self.stack.encode(update, self.lanes[r][site].noise) for site, update in zip(participants, updates)]
+            updates = [self._encoded(r, site, update, remember=kind == b"round") for site, update in zip(participants, updates)]
         if self.stack.channel is not None:
             source = keys(*self.assignments[r].defense_coordinates, "channel")
             context = digest(*self.assignments[r].defense_coordinates, kind.hex())
@@ -336,9 +377,16 @@ class _Run:
             name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
             for name, value in updates[0].items()
         }
-        counts = [None if self.stack.equal_weights else len(self.assignments[r].sites[site]) for site in participants]
+        counts = [None if self.equal_weights else len(self.assignments[r].sites[site]) for site in participants]
         messages = tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
         return Delivery(messages, combined, tuple(participants))
+
+    def _encoded(self, r: int, site: int, update: Params, *, remember: bool) -> Params:
+        """A site's update as it is sent; a probe leaves what the site keeps as it was."""
+        sent, kept = self.stack.encode_kept(update, self.kept.get((r, site), {}), self.lanes[r][site].noise)
+        if remember:
+            self.kept[r, site] = kept
+        return sent
 
     def _probes(self, probes: Sequence[Probe], r: int) -> list[ProbeRecord]:
         records: list[ProbeRecord] = []
@@ -369,7 +417,10 @@ class _Run:
         return {name: (value - start[name])[0] for name, value in state.items()}
 
     @torch.no_grad()
-    def _validation_loss(self, r: int) -> float:
+    def _judged(self, r: int, params: Params) -> float:
+        """How a choice judges a model, lower being better: the validation loss, or (the flaw) the headline metric on test records."""
         assert self.validation is not None
-        outputs = call(self.modules[r], self._global(r), self.inputs[r][self.validation])
-        return float(self.task.loss(outputs, self.pool.y[self.validation]).mean())
+        outputs, y = call(self.modules[r], params, self.inputs[r][self.validation]), self.pool.y[self.validation]
+        if self.peeks:
+            return -next(iter(self.task.utility(outputs, y, self.pool.classes).values()))
+        return float(self.task.loss(outputs, y).mean())

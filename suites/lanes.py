@@ -19,6 +19,7 @@ from suites.stacked import Stacked, stacked
 from suites.tasks.networks import Dropout
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], labels [B] -> per-record loss [B]
+Watch = Callable[[int, int, Params], None]
 
 
 @dataclass(slots=True)
@@ -109,16 +110,22 @@ class Trainer:
         self.native: Stacked | None = stacked(self.module, self.secrets, lanes[0].x) if fast else None
         self.masks = [pair for pair in _dropouts(self.native.module if self.native is not None else self.module) if pair[1].p > 0]
         self.clipped = ClippedSum(self.module, loss) if defense.clip is not None else None
+        self.blends = defense.blend(1, torch.Generator()) is not None
         self._batch: tuple[Tensor, ...] | None = None  # this step's records, all lanes in a row
         self._pools_shared = all(lane.x is lanes[0].x for lane in lanes)
 
-    def run(self, start: Params, local: Local) -> Params:
-        """The lanes' states [L, ...] after one round of local training, from ``start`` [L, ...] (not modified)."""
+    def run(self, start: Params, local: Local, watch: Watch | None = None) -> Params:
+        """The lanes' states [L, ...] after one round of local training, from ``start`` [L, ...] (not modified).
+
+        ``watch`` is called after each step with the number of steps done, of all, and the state.
+        """
         poisson = self.defense.clip is not None and self.defense.clip.sampling == "poisson"
         plans = [schedule(lane, local, poisson=poisson) for lane in self.lanes]
-        return self.follow(start, local, plans, [expected_batch(local, len(lane.records)) for lane in self.lanes])
+        return self.follow(start, local, plans, [expected_batch(local, len(lane.records)) for lane in self.lanes], watch)
 
-    def follow(self, start: Params, local: Local, plans: Sequence[Sequence[Tensor]], expected: Sequence[int]) -> Params:
+    def follow(
+        self, start: Params, local: Local, plans: Sequence[Sequence[Tensor]], expected: Sequence[int], watch: Watch | None = None
+    ) -> Params:
         """As ``run``, along given steps (``plans[lane][step]`` are pool indices)."""
         state, optimiser = self._begin(start, local)
         last = max(len(plan) for plan in plans)
@@ -129,6 +136,8 @@ class Trainer:
             batches = [plan[min(step, len(plan) - 1)] for plan in plans]
             self._gradient(state, batches, expected)
             optimiser.step()
+            if watch is not None:
+                watch(step + 1, last, state)
             done |= {i: {name: tensor[i].detach().clone() for name, tensor in state.items()} for i, n in early.items() if n == step + 1}
         if not self.stacked:
             return {name: tensor.detach().clone()[None] for name, tensor in state.items()}
@@ -196,12 +205,16 @@ class Trainer:
         if self.clipped is not None:
             self._clipped_gradient(state, x, y, weight, masks, expected)
             return
+        blended: tuple[Tensor, Tensor] | None = None
+        if self.blends:
+            x, *pair = self._blended(x, y, batches)
+            blended = (pair[0], pair[1])
         for name in self.trained:
             state[name].grad = None
         if not self.stacked:
             for name, module in self.masks:
                 module.mask = masks[name][0]
-            losses = self.loss(self.module(x[0]), y[0])
+            losses = self._losses(self.module(x[0]), y, blended)
             total = losses.mean() if weight is None else (losses * weight[0]).sum() / weight[0].sum().clamp_min(1.0)
         else:
             if self.native is not None:
@@ -210,10 +223,28 @@ class Trainer:
                 outputs = self.native(x)
             else:
                 outputs = torch.func.vmap(self._forward)({**state, **self.secrets, **masks}, x)
-            losses = self.loss(outputs.flatten(0, 1), y.flatten(0, 1)).view(x.shape[:2])
+            losses = self._losses(outputs.flatten(0, 1), y, blended).view(x.shape[:2])
             means = losses.mean(1) if weight is None else (losses * weight).sum(1) / weight.sum(1).clamp_min(1.0)
             total = means.sum()
         total.backward()  # type: ignore[no-untyped-call]
+
+    def _blended(self, x: Tensor, y: Tensor, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Blended records [L, B, F], their partners' labels [L, B] and their own shares [L, B]; padding stays as it is."""
+        x, other, share = x.clone(), y.clone(), torch.ones(y.shape, device=x.device, dtype=x.dtype)
+        for i, (lane, batch) in enumerate(zip(self.lanes, batches)):
+            drawn = self.defense.blend(len(batch), lane.noise)
+            assert drawn is not None
+            n, partner, own = len(batch), drawn[0].to(x.device), drawn[1].to(x)
+            other[i, :n], share[i, :n] = y[i, partner], own
+            x[i, :n] = own[:, None] * x[i, :n] + (1 - own)[:, None] * x[i, partner]
+        return x, other, share
+
+    def _losses(self, outputs: Tensor, y: Tensor, blended: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Per-record losses [L B] of outputs [L B, K]; of blended records the losses of both labels, by their shares."""
+        if blended is None:
+            return self.loss(outputs, y.flatten(0, 1))
+        other, share = (part.flatten(0, 1) for part in blended)
+        return share * self.loss(outputs, y.flatten(0, 1)) + (1 - share) * self.loss(outputs, other)
 
     def _forward(self, tensors: Params, x: Tensor) -> Tensor:
         outputs: Tensor = torch.func.functional_call(self.module, tensors, (x,))

@@ -39,7 +39,7 @@ from suites.contracts import (
     Task,
     Threat,
 )
-from suites.federation import Assignment, Trained, build, call, train
+from suites.federation import PEEKS, POOLED, Assignment, Trained, build, call, train
 from suites.meter import flop, peak_memory
 from suites.observation import Evidence, Guarded, Scene, Seen, why_not
 from suites.prepared import Prepared, prepare
@@ -80,8 +80,13 @@ class Bench:
         flaws = frozenset(settings.pop("flaws", ()))
         sites = len(self.prepared.sites)
         stack = Stack([plugin.make() for plugin in registry.stack(spec["defense"])])
-        self.federation = Federation(topology=stack.topology, sites=sites, local=stack.local(given), flaws=flaws, **settings)
+        self.federation = stack.protocol(
+            Federation(topology=stack.topology, sites=sites, local=stack.local(given), flaws=flaws, **settings)
+        )
         sizes = [len(site) for site in self.prepared.sites]
+        if POOLED in self.federation.flaws and stack.topology == "federated":
+            sizes.append(sum(sizes))
+            self.federation = replace(self.federation, sites=len(sizes))
         self.shape = Shape(
             tuple([sum(sizes)] if stack.topology == "centralized" else sizes), self.prepared.pool.x.shape[1], self.prepared.pool.classes
         )
@@ -141,7 +146,7 @@ class Bench:
             self.federation,
             self.prepared.pool,
             assignments,
-            validation=self.prepared.validation,
+            validation=self.prepared.test if PEEKS in self.federation.flaws else self.prepared.validation,
             probes=self.probes() if target else (),
             keep=lambda r: target and (r % every == 0 or r == last),
             chunk=self.spec.get("engine", {}).get("chunk", 16),

@@ -32,6 +32,17 @@ class Stack(Defense):
             raise RequestError(
                 "noise shared between sites protects their sum only, and here single updates are sent; add +secure_aggregation"
             )
+        blending = [layer for layer in self.layers if type(layer).blend is not Defense.blend]
+        if len(blending) > 1 or (blending and clipping):
+            raise RequestError(
+                "a layer that blends records (mixup) must be the only one, and none may clip records beside it, since each record would be "
+                "part of two gradients and no bound on one would hold; leave one out"
+            )
+        if channels and any(type(layer).release is not Defense.release for layer in self.layers):
+            raise RequestError(
+                "a layer whose noise the server adds trusts the server, so hiding single updates from that server with a channel says "
+                "nothing about it; use noise that the sites add, such as dp_fedavg:shared=true"
+            )
         self.equal_weights = any(layer.equal_weights for layer in self.layers)
         self.clip = clipping[0].clip if clipping else None
         self.channel = channels[0].channel if channels else None
@@ -41,6 +52,11 @@ class Stack(Defense):
         for layer in self.layers:
             local = layer.local(local)
         return local
+
+    def protocol(self, federation: Federation) -> Federation:
+        for layer in self.layers:
+            federation = layer.protocol(federation)
+        return federation
 
     def plan(self, federation: Federation, shape: Shape) -> Stack:
         return Stack([layer.plan(federation, shape) for layer in self.layers])
@@ -102,12 +118,40 @@ class Stack(Defense):
     @property
     def encodes(self) -> bool:
         """Whether any layer changes a site's update on its way out."""
-        return any(type(layer).encode is not Defense.encode for layer in self.layers)
+        own = ((type(layer).encode, type(layer).encode_kept) for layer in self.layers)
+        return any(hooks != (Defense.encode, Defense.encode_kept) for hooks in own)
 
     def encode(self, update: Params, rng: torch.Generator) -> Params:
         for layer in self.layers:
             update = layer.encode(update, rng)
         return update
+
+    def encode_kept(self, update: Params, kept: Params, rng: torch.Generator) -> tuple[Params, Params]:
+        """As ``encode``; what a layer keeps lies under "<position>/<name>"."""
+        left: Params = {}
+        for i, layer in enumerate(self.layers):
+            own = {name.removeprefix(f"{i}/"): tensor for name, tensor in kept.items() if name.startswith(f"{i}/")}
+            update, own = layer.encode_kept(update, own, rng)
+            left |= {f"{i}/{name}": tensor for name, tensor in own.items()}
+        return update, left
+
+    @property
+    def blends(self) -> bool:
+        """Whether a layer blends the records of a batch."""
+        return any(type(layer).blend is not Defense.blend for layer in self.layers)
+
+    def blend(self, records: int, rng: torch.Generator) -> tuple[Tensor, Tensor] | None:
+        return next((blended for layer in self.layers if (blended := layer.blend(records, rng)) is not None), None)
+
+    @property
+    def releases(self) -> bool:
+        """Whether the server changes the mean before it gives it out."""
+        return any(type(layer).release is not Defense.release for layer in self.layers)
+
+    def release(self, mean: Params, rng: torch.Generator) -> Params:
+        for layer in self.layers:
+            mean = layer.release(mean, rng)
+        return mean
 
     @property
     def prepares(self) -> bool:
