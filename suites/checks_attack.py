@@ -8,12 +8,13 @@ import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from suites import registry
+from suites.auditing.insertion import Inserting
 from suites.checks_draws import Draws
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, Stage, Trial, same, with_truth
@@ -74,14 +75,17 @@ class _Examination:
     def __init__(self, attack: Attack, ref: str) -> None:
         self.attack, self.ref, self.goal = attack, ref, attack.goal
         keyed = self.goal == "key"
-        self.stage = Stage(Stack([registry.find("defenses", "infl:published").make()] if keyed else []))
+        self.inserting = cast(Inserting, attack) if self.goal == "audit" and hasattr(attack, "inserts") else None
+        self.stage = Stage(Stack([registry.find("defenses", "infl:published").make()] if keyed else []), inserting=self.inserting)
         self.where = "infl:published" if keyed else "fedavg"
         self.sums = "probe_sums" in attack.needs and "probes" not in attack.needs
         self.control = type(attack).__module__.rpartition(".")[2] == "controls"
         self.reads: set[str] = set()
 
     def results(self) -> list[CheckResult]:
-        if self.goal not in ("reconstruction", "membership", "key"):
+        if self.goal == "audit" and self.inserting is None:
+            return [CheckResult("inserts", "fail", "an audit brings canaries: give the attack a method inserts(auxiliary, classes, rng)")]
+        if self.goal not in ("reconstruction", "membership", "key", "audit"):
             return [CheckResult("power", "skip", f"there is no scene with a known answer for the goal {self.goal} yet")]
         view = next((v for v in get_args(View) if why_not(self.attack, v, self.stage.stack, has_references=True) is None), None)
         if view is None:
@@ -135,7 +139,7 @@ class _Examination:
     def _scores(self, guess: Guess, trial: Trial, truth: Any = None) -> dict[str, Measure]:
         stage = self.stage
         truth = trial.truth if truth is None else truth
-        if self.goal == "membership":
+        if self.goal in ("membership", "audit"):
             measures = score_membership(guess.value, torch.as_tensor(truth).bool())
         elif self.goal == "reconstruction":
             pool = torch.cat([stage.pool.x[stage.members], stage.pool.x[stage.unseen]])
@@ -191,7 +195,7 @@ class _Examination:
         if self.goal == "key":
             return CheckResult(name, "skip", "no key is hidden in a scene without one")
         trial = self.stage.trial(self.goal, null=True, sums=self.sums, view=self.view)
-        if self.goal == "membership":
+        if self.goal in ("membership", "audit"):
             guess = self._run(self.attack, trial)
         elif "oracle" in self.reads:
             return CheckResult(name, "skip", "it read the truth")
@@ -250,7 +254,11 @@ class _Examination:
     def _refusals(self) -> list[CheckResult]:
         """Other views, no references, masked sums: it runs, or there is a reason why not."""
         said = []
-        masked = Stage(Stack([registry.find("defenses", "secure_aggregation").make()]), rounds=2) if self._installed() else None
+        masked = (
+            Stage(Stack([registry.find("defenses", "secure_aggregation").make()]), rounds=2, inserting=self.inserting)
+            if self._installed()
+            else None
+        )
         for label, stage, view, has in (
             *((f"{view} without references", self.stage, view, False) for view in get_args(View)),
             *((view, self.stage, view, True) for view in get_args(View)),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suites.auditing.insertion import Inserting
 from suites.contracts import Federation, Local, Params, Probe, Records, Reference, Shape, Threat
 from suites.federation import Assignment, Pool, Trained, build, call, train
 from suites.observation import Evidence, Scene, Seen
@@ -47,15 +48,13 @@ class Stage:
     ----------
     stack : unplanned layers
     rounds : of federated training; the default overfits on purpose
+    inserting : an attack that brings canaries, each added to the first site by a coin
     """
 
-    def __init__(self, stack: Stack, *, rounds: int = 6) -> None:
+    def __init__(self, stack: Stack, *, rounds: int = 6, inserting: Inserting | None = None) -> None:
         torch.set_num_threads(1)
         self.task = Classification(hidden=32, blocks=2, head=16, dropout=0.0, network="mlp")
         federation = stack.protocol(Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3)))
-        sizes = (MEMBERS,) if stack.topology == "centralized" else (PER_SITE,) * SITES
-        self.federation, self.shape = federation, Shape(sizes, FEATURES, CLASSES)
-        self.stack = stack.plan(federation, self.shape)
         count = MEMBERS + 4 * OTHERS
         x = torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(0))
         teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
@@ -64,6 +63,20 @@ class Stage:
         rows = torch.arange(count)
         self.members, self.outside, self.unseen, self.public, self.test = torch.split(rows, [MEMBERS, OTHERS, OTHERS, OTHERS, OTHERS])
         self.sites = tuple(self.members[site::SITES] for site in range(SITES))
+        self.canaries, self.coins = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+        if inserting is not None:
+            self._insert(inserting)
+        sizes = [len(site) for site in self.sites]
+        self.federation = federation
+        self.shape = Shape(tuple([sum(sizes)] if stack.topology == "centralized" else sizes), FEATURES, CLASSES)
+        self.stack = stack.plan(federation, self.shape)
+
+    def _insert(self, attack: Inserting) -> None:
+        made = attack.inserts(self.records(self.public), CLASSES, stream("check", "canaries"))
+        self.canaries = torch.arange(len(self.pool.x), len(self.pool.x) + len(made))
+        self.coins = torch.rand(len(made), generator=stream("check", "coins")) < 0.5
+        self.pool = Pool(torch.cat([self.pool.x, made.x]), torch.cat([self.pool.y, made.y]), CLASSES)
+        self.sites = (torch.cat([self.sites[0], self.canaries[self.coins]]), *self.sites[1:])
 
     def records(self, index: Tensor) -> Records:
         return Records(self.pool.x[index], self.pool.y[index])
@@ -132,7 +145,11 @@ class Stage:
         mixed = torch.cat([self.outside, self.unseen] if null else [self.members, self.outside])
         mixed = mixed[torch.randperm(len(mixed), generator=stream("check", "candidates", null))]
         member = torch.isin(mixed, self.outside if null else self.members)
-        truth = {"membership": member.float(), "reconstruction": self._targets(null, sums)}.get(goal, self.trained.secret)
+        if goal == "audit":  # null: other coins, which had nothing to do with training
+            mixed = self.canaries
+            member = torch.rand(len(mixed), generator=stream("check", "other coins")) < 0.5 if null else self.coins
+        memberships = {"membership": member.float(), "audit": member.float()}
+        truth = {**memberships, "reconstruction": self._targets(null, sums)}.get(goal, self.trained.secret)
         scene = Scene(
             task=self.task,
             stack=self.stack,
@@ -142,7 +159,7 @@ class Stage:
             secret=self.trained.secret,
             candidates=self.records(mixed),
             auxiliary=self.records(self.public),
-            members=int(member.sum()),
+            members=len(mixed) // 2 if goal == "audit" else int(member.sum()),
             keys=keys("check", "adversary"),
             references=self.references(mixed),
             truth=lambda: truth,

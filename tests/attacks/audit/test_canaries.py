@@ -13,6 +13,7 @@ from attacks.audit.designed import DesignedCanaries, designed
 from attacks.audit.matched_filter import silent
 from suites import registry
 from suites.auditing.insertion import SITE, insert
+from suites.checks import check_attack
 from suites.contracts import Claim, Records, RequestError, Threat
 from suites.referee import Bench, Trial, train_cell
 from suites.scoring_audit import score_audit
@@ -194,3 +195,10 @@ def test_the_registry_reads_from_the_text_that_an_attack_inserts() -> None:
 def test_the_same_seed_gives_the_same_canaries() -> None:
     made = [DesignedCanaries(20).inserts(Records(normal(30, 50, seed=1), torch.zeros(30).long()), 2, torch.Generator()) for _ in range(2)]
     assert torch.equal(made[0].x, made[1].x)
+
+
+@pytest.mark.parametrize("ref", ["designed_canaries", "designed_canaries_of_sum", "designed_canaries_black_box", "random_canaries"])
+def test_every_audit_keeps_the_contract(ref: str) -> None:
+    results = check_attack(ref)
+    assert not [result for result in results if result.verdict == "fail"]
+    assert {"nothing on the null", "power on fedavg", "same bytes for the same seed"} <= {r.name for r in results if r.verdict == "pass"}
