@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from suites.contracts import Params
+from suites.randomness import stream
 
 _CHECKED_LANES, _CHECKED_RECORDS = 2, 3
 
@@ -112,10 +113,10 @@ def stacked(module: nn.Module, private: Params, x: Tensor) -> Stacked | None:
     if not all(_takes_lanes(layer) for layer in module.modules()):
         return None
     lanes = min(_CHECKED_LANES, *(len(tensor) for tensor in private.values())) if private else _CHECKED_LANES
-    draw = torch.Generator(device=x.device).manual_seed(0)
+    draw = stream("stacked", "check")  # not a small seed: another's data may be drawn from it
 
     def shifted(tensor: Tensor) -> Tensor:  # a zero start must not hide a difference
-        noise = torch.randn(lanes, *tensor.shape, generator=draw, device=tensor.device, dtype=tensor.dtype)
+        noise = torch.randn(lanes, *tensor.shape, generator=draw, dtype=tensor.dtype).to(tensor.device)
         return tensor.detach() + 0.1 * noise
 
     tensors = {name: shifted(tensor) for name, tensor in module.named_parameters()}
