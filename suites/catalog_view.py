@@ -7,7 +7,7 @@ import textwrap
 from importlib import import_module
 from typing import get_args
 
-from suites import config, registry
+from suites import config, ensembles, registry
 from suites.errors import RequestError
 
 Row = tuple[str, str, str]  # name, what it needs, one sentence
@@ -33,7 +33,13 @@ def entries(kind: str) -> list[Row]:
 
         return [(card.name, card.records, card.title) for card in CARDS.values()]
     plugin_kind = next(known for known in get_args(registry.Kind) if known == kind)
-    return [(plugin.label, _needs(plugin), plugin.facts.summary) for plugin in registry.catalogue(plugin_kind)]
+    rows = [(plugin.label, _needs(plugin), plugin.facts.summary) for plugin in registry.catalogue(plugin_kind)]
+    if kind == "attacks":
+        rows += [
+            (f"{ensembles.NAME}:{goal}", goal, f"The fixed ensemble of {len(members)} attacks: {', '.join(members)}.")
+            for goal, members in ensembles.MEMBERS.items()
+        ]
+    return rows
 
 
 def _needs(plugin: registry.Plugin) -> str:

@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from suites import registry
+from suites import ensembles, registry
 from suites.closure import Code, closure, combined
 from suites.cohorts.registry import card
 from suites.cohorts.spec import DataSpec
@@ -114,7 +114,7 @@ class _Planner:
         self.suite, self.functions = suite, functions
         self.task = registry.find("tasks", suite.task)
         self.defenses = [registry.stack(ref) for ref in dict.fromkeys(suite.defenses)]
-        self.attacks = [registry.find("attacks", ref) for ref in dict.fromkeys(suite.attacks)]
+        self.attacks = [registry.find("attacks", ref) for ref in ensembles.expanded(suite.attacks)]
         for attack in self.attacks:
             if attack.goal is None:
                 raise RequestError(
