@@ -55,6 +55,7 @@ from suites.scoring import (
     score_vectors,
 )
 from suites.scoring_audit import score_audit
+from suites.scoring_rero import rero_measures
 from suites.stack import Stack
 
 Row = dict[str, Any]
@@ -384,6 +385,9 @@ class Trial:
         pool = prepared.pool.x[prepared.candidates]
         raw = (prepared.mean, prepared.scale)
         measures = score_reconstruction(guess, truth, pool, self.scene.auxiliary, controls, self.rng("scorer"), raw=raw)
+        if not self._sums(attack):  # a sum's guesses are matched to several records
+            asked = [record.probe for round_ in self.evidence.rounds for record in round_.probes]
+            measures += rero_measures(self.scene.claim, self.bench.stack.clip, asked, len(pool), measures)
         drawable = self.bench.spec["data"].get("name") in DRAWABLE  # a user's own records never reach the tables
         curves = [
             {"curve": f"reconstruction:0:{who}", "x": float(i), "y": float(v)}
