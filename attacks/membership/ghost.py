@@ -51,8 +51,33 @@ class _Notes(TorchFunctionMode):
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Of S updates u and n records' *negative* gradients g: u . g, |g|^2 and |u|^2, and the same over bias vectors alone."""
+
+    dot: Tensor  # [S, n]
+    record: Tensor  # [n]
+    update: Tensor  # [S]
+    bias_dot: Tensor  # [S, n]
+    bias_record: Tensor  # [n]
+    bias_update: Tensor  # [S]
+
+    def cosine(self) -> Tensor:
+        """[S, n]; higher for members."""
+        return self.dot / (self.record.sqrt()[None] * self.update.sqrt()[:, None]).clamp_min(1e-30)
+
+    def bias_cosine(self) -> Tensor:
+        """[S, n], over bias vectors alone."""
+        return self.bias_dot / (self.bias_record.sqrt()[None] * self.bias_update.sqrt()[:, None]).clamp_min(1e-30)
+
+
 def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, updates: Sequence[Params]) -> Tensor:
-    """Cosine [S, n] of each update with the *negative* gradient of each record's loss at ``params``; higher for members.
+    """Cosine [S, n] of each update with the negative gradient of each record's loss at ``params``; see ``products``."""
+    return products(predict, loss, params, updates).cosine()
+
+
+def products(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, updates: Sequence[Params]) -> Products:
+    """Inner products of updates and records' negative gradients at ``params``.
 
     ``loss`` maps outputs [n, K] to per-record losses [n]. Raises ``Skip`` where the model function has no linear layer.
     """
@@ -68,7 +93,8 @@ def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, 
     names = {id(tensor): name for name, tensor in leaves.items()}
     with torch.no_grad():
         deltas = _Deltas(predict, params, updates, calls, names)
-        dot, record, size = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        zero = torch.zeros(())
+        dot, record, size, bias_dot, bias_record, bias_size = zero, zero, zero, zero, zero, zero
         for index, call, slope in used:
             a, norms = call.inside, slope.square()
             weight, bias = deltas.of(index, call)  # [S, O, I] or [S, O], [S, O]
@@ -80,9 +106,8 @@ def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, 
                 record = record + norms.sum(1) * a.square().sum(1)
             size = size + weight.flatten(1).square().sum(1)
             if bias is not None:
-                dot, record, size = dot + bias @ slope.T, record + norms.sum(1), size + bias.square().sum(1)
-        result: Tensor = dot / (record.sqrt()[None] * size.sqrt()[:, None]).clamp_min(1e-30)
-        return result
+                bias_dot, bias_record, bias_size = bias_dot + bias @ slope.T, bias_record + norms.sum(1), bias_size + bias.square().sum(1)
+        return Products(dot + bias_dot, record + bias_record, size + bias_size, bias_dot, bias_record, bias_size)
 
 
 def first_slopes(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params) -> Tensor:

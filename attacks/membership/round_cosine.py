@@ -8,44 +8,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
+from torch import Tensor
 
-from attacks.membership.ghost import cosines
-from attacks.membership.loss import key_to_use
-from suites.contracts import Goal, Guess, Observation, Params, RoundView, Sees, Skip
+from attacks.membership.ghost import Products
+from attacks.membership.rounds import RoundWise
+from suites.contracts import Goal, Params, RoundView, Sees
 
 
-class RoundCosine:
+class RoundCosine(RoundWise):
     """Membership by the cosine of each site's update and the record's gradient, averaged over rounds, largest over sites."""
 
     goal: ClassVar[Goal] = "membership"
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates", "predict", "key", "broadcasts", "updates"})
 
-    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        candidates, key = seen.candidates, key_to_use(seen)
-        total: dict[int, torch.Tensor] = {}
-        count: dict[int, int] = {}
-        for view in seen.rounds:
-            messages = self.messages(view)
-            if view.broadcast is None or not messages:
-                continue
-            signals = cosines(
-                lambda params: seen.predict(params, candidates.x, key),
-                lambda outputs: seen.loss(outputs, candidates.y),
-                view.broadcast,
-                list(messages.values()),
-            )
-            for site, signal in zip(messages, signals):
-                total[site] = total.get(site, torch.zeros_like(signal)) + signal
-                count[site] = count.get(site, 0) + 1
-        if not total:
-            raise Skip("no round shows both a broadcast and an update")
-        means = torch.stack([total[site] / count[site] for site in total])
-        return Guess(means.max(0).values, notes={"sites": float(len(total)), "rounds": float(max(count.values()))})
-
-    def messages(self, view: RoundView) -> dict[int, Params]:
-        """What of a round is compared, by site."""
-        return dict(view.updates)
+    def signals(self, found: Products) -> Tensor:
+        return found.cosine()
 
 
 class RoundCosineOfSum(RoundCosine):
