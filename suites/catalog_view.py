@@ -49,7 +49,9 @@ def _needs(plugin: registry.Plugin) -> str:
 
 
 def check(ref: str) -> int:
-    """Run the contract's tests on a plug-in; 0 if all hold."""
+    """Run the contract's tests on a plug-in, or on a stack of defenses; 0 if all hold."""
+    if "+" in ref:
+        return int(import_module("suites.checks").main("defenses", "+".join(layer.ref for layer in registry.stack(ref))))
     kind: registry.Kind = _kind(ref)
     plugin = registry.find(kind, ref)
     return int(import_module("suites.checks").main(kind, plugin.ref))

@@ -17,6 +17,7 @@ from baselines.fedavg import FedAvg
 from baselines.mixup import Mixup
 from baselines.secure_aggregation import SecureAggregation
 from infl.hardened import Hardened
+from suites import catalog_view
 from suites.checks_defense import check_defense
 from suites.contracts import Defense, Federation, Local, Params, Probe, RequestError, Shape
 from suites.federation import Assignment, Pool, Trained, train
@@ -280,3 +281,11 @@ def test_settings_that_mean_nothing(make: object, words: str) -> None:
 
 def test_the_protocol_is_public() -> None:
     assert EarlyStopping(patience=4).protocol(Federation()) == replace(Federation(), selection="validation", patience=4)
+
+
+def test_a_stack_is_checked_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert catalog_view.check("compression+secure_aggregation") == 0
+    assert catalog_view.check("as_published+infl:published") == 1  # its key crosses the wire, and that is found
+    assert "the key itself crosses the wire" in capsys.readouterr().out
+    with pytest.raises(RequestError, match="did you mean 'mixup'"):
+        catalog_view.check("mixpu+secure_aggregation")
