@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from suites import registry, transcript
+from suites import registry, transcript, yardsticks
 from suites.auditing.insertion import SITE, Inserting, insert
 from suites.checks_flags import flag_messages
 from suites.contracts import (
@@ -183,6 +183,15 @@ class Bench:
         y = self.prepared.pool.y
         return self.task.floor(y[torch.cat(self.prepared.sites)], y[self.prepared.test], self.prepared.pool.classes)
 
+    def yardsticks(self, metrics: Mapping[str, float]) -> list[Measure]:
+        """Beside a centralised network: the task's simple methods, which see the same training records."""
+        prepared, task = self.prepared, self.task
+        if self.stack.topology != "centralized" or not isinstance(task, yardsticks.Compared):
+            return []
+        train, test, classes = prepared.records(torch.cat(prepared.sites)), prepared.records(prepared.test), prepared.pool.classes
+        beside = {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}
+        return yardsticks.measures(metrics, beside, len(test))
+
 
 def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torch.Generator) -> Tensor:
     """Positions in ``asked`` of about ``size`` records drawn at random; whole persons where the unit is the person."""
@@ -210,6 +219,7 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     each = [bench.utilities(predict, params) for params in trained.finals]
     metrics = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
     measures = score_utility(metrics, bench.floor(), len(bench.prepared.test))
+    measures += bench.yardsticks(metrics)
     rows = [_row(bench, measure, goal="utility") for measure in measures]
     rows += [_row(bench, measure, goal="cost") for measure in _costs(bench, trained)]
     claim = bench.stack.claim(bench.federation, bench.shape)

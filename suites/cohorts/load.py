@@ -16,7 +16,7 @@ from suites.cohorts import h5ad
 from suites.cohorts.cohort import Codes, Cohort
 from suites.cohorts.spec import DataSpec
 from suites.cohorts.values import checked
-from suites.errors import RequestError
+from suites.errors import RequestError, did_you_mean
 
 _NO_LABEL = {"unlabelled", "unlabeled", "unassigned", "unannotated"}  # words for it in public files, beside true gaps
 Texts = NDArray[np.object_]
@@ -50,7 +50,7 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
             )
         _distinct(path, h5ad.index(file, "obs"))
         labels = h5ad.column(file, label)
-        rows = _labelled(path, label, labels, data)
+        rows = _labelled(path, label, labels, _only(file, data), data)
         classes, y = _codes(labels[rows])
         sites, site = _column(file, "site", data.site, rows)
         _, person = _column(file, "person", data.person, rows)
@@ -97,13 +97,28 @@ def _distinct(path: Path, names: Texts) -> None:
         )
 
 
-def _labelled(path: Path, label: str, labels: Texts, data: DataSpec) -> NDArray[np.bool_]:
-    """The records to keep; complains of missing labels, classes too small to be learnt and tested, and one class only."""
-    rows: NDArray[np.bool_] = np.array([text is not None and text.lower() not in _NO_LABEL for text in labels], dtype=bool)
-    gaps = int((~rows).sum())
+def _only(file: h5py.File, data: DataSpec) -> NDArray[np.bool_]:
+    """The records that the suite speaks of; a value that no record has is a typing error and is told."""
+    rows = np.ones(len(h5ad.index(file, "obs")), dtype=bool)
+    for name, wanted in data.only.items():
+        held = h5ad.column(file, name)
+        known = sorted({str(text) for text in held if text is not None})
+        for value in wanted:
+            if value not in known:
+                raise RequestError(f"{file.filename}: no record has '{value}' in '{name}'{did_you_mean(value, known)}")
+        rows &= np.isin(held.astype(str), wanted)
+    if data.only and not rows.any():
+        raise RequestError(f"{file.filename}: no record is left by only: {dict(data.only)}; ask for values that occur together")
+    return rows
+
+
+def _labelled(path: Path, label: str, labels: Texts, asked: NDArray[np.bool_], data: DataSpec) -> NDArray[np.bool_]:
+    """The records to keep of those ``asked``; complains of missing labels, of classes too small to be learnt and tested, of one only."""
+    rows: NDArray[np.bool_] = asked & np.array([text is not None and text.lower() not in _NO_LABEL for text in labels], dtype=bool)
+    gaps = int(asked.sum() - rows.sum())
     if gaps and "unlabelled" not in data.drop:
         raise RequestError(
-            f"{path}: {gaps} of {len(rows)} records have no '{label}', so there is nothing to learn from them; set drop: [unlabelled]"
+            f"{path}: {gaps} of {asked.sum()} records have no '{label}', so there is nothing to learn from them; set drop: [unlabelled]"
         )
     names, code, count = np.unique(labels[rows].astype(str), return_inverse=True, return_counts=True)
     rare = count < 2

@@ -78,6 +78,8 @@ def synthetic(data: DataSpec) -> Cohort:
 
     made = recipe(data.params)
     given = [field for field in ("label", "site", "person", "matrix") if getattr(data, field) is not None]
+    if data.only:
+        raise RequestError("the synthetic cohort has no obs columns to choose records by; remove only, or give params other sizes")
     if given:
         raise RequestError(f"the synthetic cohort has its own label, site and person and no {given[0]} to choose; remove {given[0]}")
     if made.missing and data.missing != "impute":

@@ -23,7 +23,8 @@ class DataSpec(_Frozen):
     "raw", "layers/NAME" or "obsm/NAME". ``transform``: "auto" turns integer counts into log(1 + 10,000 x / total of the record) and leaves
     all else, "log1p" takes log(1 + x), "none" leaves the values. ``missing="impute"`` admits NaN (the preprocessor then fills in the
     mean of the auxiliary records). ``drop`` says what may be left out where it would else be an error: "unlabelled" records, records of
-    "rare" classes (fewer than two records), "empty" features (zero in every record).
+    "rare" classes (fewer than two records), "empty" features (zero in every record). ``only`` keeps the records whose obs columns have
+    the listed values: ``only: {cohort: [BRCA]}``.
     """
 
     name: str | None = None
@@ -35,6 +36,7 @@ class DataSpec(_Frozen):
     transform: Literal["auto", "log1p", "none"] | None = None
     missing: Literal["error", "impute"] | None = None
     drop: tuple[Literal["unlabelled", "rare", "empty"], ...] = ()
+    only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     params: dict[str, Scalar] = Field(default_factory=dict)  # of a generated cohort (synthetic)
 
     @model_validator(mode="after")

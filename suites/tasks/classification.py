@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from suites.contracts import Records
 from suites.errors import RequestError
 from suites.tasks.networks import MLP, Norm, ResidualMLP
 
@@ -89,6 +91,17 @@ class Classification:
             "f1_weighted": float((f1 * support).sum() / support.sum()),
             "auc_weighted": _weighted_auc(torch.softmax(logits, -1).numpy(), truth, support),
         }
+
+    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+        """Multinomial logistic regression with scikit-learn's default ridge, on the same public units."""
+        from sklearn.linear_model import LogisticRegression
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 200 steps are enough for a yardstick
+            fitted = LogisticRegression(max_iter=200).fit(train.x.numpy(), train.y.numpy())
+        outputs = torch.full((len(test), classes), -1e9)
+        outputs[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_log_proba(test.x.numpy())).float()
+        return {"logistic_regression": outputs}
 
     def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
         """The same metrics for always saying the majority class of the training records."""

@@ -357,3 +357,28 @@ def test_reading_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path.chmod(0o444)
     read(str(path))
     assert path.read_bytes() == copy.read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------- only some
+
+
+def test_only_keeps_records_with_the_listed_values(tmp_path: Path) -> None:
+    path = write(tmp_path, made())
+    whole, some = read(path, site="centre"), read(path, site="centre", only={"donor": ("0", "7"), "centre": ("x", "y")})
+    kept = np.isin(np.arange(N) // 6, [0, 7])
+    np.testing.assert_array_equal(some.x, whole.x[kept])
+    assert (len(some), some.sites) == (12, ("x", "y"))
+
+
+def test_a_value_that_no_record_has_is_told_with_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, made())
+    assert "no record has 'nkk' in 'cell'" in complaint(path, only={"cell": ("nkk", "b")})
+    assert "no obs column 'cel'" in complaint(path, only={"cel": ("b",)})
+    assert "no record is left" in complaint(path, only={"centre": ("x",), "donor": ("9",)})
+
+
+def test_records_left_out_by_only_need_no_label(tmp_path: Path) -> None:
+    labels = np.where(np.arange(N) < 30, np.array(["t", "b", "nk"])[np.arange(N) % 3], None)
+    path = write(tmp_path, made(cell=labels))
+    assert len(read(path, only={"centre": ("x",)})) == 30
+    assert "have no 'cell'" in complaint(path)
