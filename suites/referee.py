@@ -379,7 +379,10 @@ class Trial:
     def _roc(self, guess: Guess) -> list[Row]:
         from reports.roc import roc_points
 
-        curve = roc_points(guess.value.double().numpy(), self.bench.prepared.member.numpy())
+        scores = guess.value.double()
+        silent = scores.isnan()  # scored at the median, as the scorer does
+        held = scores[~silent].median() if not bool(silent.all()) else torch.zeros((), dtype=scores.dtype)
+        curve = roc_points(torch.where(silent, held, scores).numpy(), self.bench.prepared.member.numpy())
         return [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
 
     def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:

@@ -25,7 +25,10 @@ def score_audit(scores: Tensor, included: Tensor, claim: Claim | None, site: int
     """
     if bool(included.all()) or not bool(included.any()):
         raise ValueError("all canaries fell on one side; insert more of them")
-    held = torch.nan_to_num(scores.detach().double().cpu(), nan=0.0).numpy()
+    said = scores.detach().double().cpu()
+    silent = said.isnan()
+    middle = said[~silent].median() if not bool(silent.all()) else torch.zeros((), dtype=torch.float64)
+    held = torch.where(silent, middle, said).numpy()
     mask = included.cpu().numpy()
     stated = claim is not None and claim.kind == "dp"
     return score_membership(scores, included) + epsilon_measures(

@@ -63,8 +63,8 @@ def deviation(seen: Observation, update: Params) -> float:
 def in_first_layer(seen: Observation, broadcast: Params, update: Params) -> Tensor:
     """What [n] of each canary's unit gradient d x^T lies in the first layer's update, read where others are silent."""
     x, y, key = seen.candidates.x, seen.candidates.y, key_to_use(seen)
-    slopes = first_slopes(lambda params: seen.predict(params, x, key), lambda outputs: seen.loss(outputs, y), broadcast)
     delta = update[first_linear(update, known_count(seen.known, "features")).weight]
+    slopes = first_slopes(lambda params: seen.predict(params, x, key), lambda outputs: seen.loss(outputs, y), broadcast, delta.shape[1])
     public = principal(seen.auxiliary.x, min(len(seen.auxiliary) // 2, x.shape[1] // 8))
     read: Tensor = ((silent(x, public) @ seen.restore(delta, key).T) * slopes).sum(1) / slopes.norm(dim=1).clamp_min(1e-30)
     return read

@@ -110,12 +110,16 @@ def products(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params,
         return Products(dot + bias_dot, record + bias_record, size + bias_size, bias_dot, bias_record, bias_size)
 
 
-def first_slopes(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params) -> Tensor:
-    """Minus the derivative [n, H] of each record's loss by the output of the first linear layer that the model calls."""
+def first_slopes(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, width: int | None = None) -> Tensor:
+    """Minus the derivative [n, H] of each record's loss by the output of the first linear layer that the model calls.
+
+    ``width`` of that layer's input tells it from a keyed layer's own, which may read as many points as there are records.
+    """
     leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
     with torch.enable_grad(), _Notes() as notes:
         outputs = predict(leaves)
-    outside = [call.outside for call in notes.calls if not call.elementwise and len(call.inside) == len(outputs)]
+    read = [call for call in notes.calls if not call.elementwise and len(call.inside) == len(outputs)]
+    outside = [call.outside for call in read if width is None or call.inside.shape[1] == width]
     if not outside:
         raise Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")
     with torch.enable_grad():

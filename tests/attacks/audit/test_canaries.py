@@ -202,3 +202,14 @@ def test_every_audit_keeps_the_contract(ref: str) -> None:
     results = check_attack(ref)
     assert not [result for result in results if result.verdict == "fail"]
     assert {"nothing on the null", "power on fedavg", "same bytes for the same seed"} <= {r.name for r in results if r.verdict == "pass"}
+
+
+def test_a_key_with_as_many_points_as_there_are_canaries_is_not_mistaken_for_them() -> None:
+    told, _ = audit("infl:published", "designed_canaries:count=128", 0, optimiser="adam", lr=1e-3, batch=100, epochs=3)
+    assert told["auc"] > 0.6
+
+
+def test_scores_of_a_model_that_diverged_are_scored_as_knowing_nothing() -> None:
+    coins = torch.arange(200) < 100
+    told = {m.metric: m.value for m in score_audit(torch.full((200,), torch.nan), coins, None, 0)}
+    assert (told["auc"], told["epsilon_lower"], told["undefined_scores"]) == (0.5, 0.0, 200)

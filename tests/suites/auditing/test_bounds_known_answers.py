@@ -1,12 +1,14 @@
 """Every epsilon statement against a second formula, written from the paper's definition and by brute force."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import integrate, optimize, stats
 
 from suites.auditing import thresholds
+from suites.auditing.bound import Bound
 from suites.auditing.gaussian import delta_of, epsilon_of
 from suites.auditing.one_run import correct, one_run, one_run_f_dp, refuted, steinke_p_value
 from suites.auditing.reconstruction import rero_curve, rero_dp, rero_gaussian
@@ -89,8 +91,14 @@ def test_one_run_epsilon_solves_the_p_value() -> None:
     right = sum(kind for _, kind in ranked[-50:]) + sum(1 - kind for _, kind in ranked[:50])
     solved = optimize.brentq(lambda e: steinke_by_hand(1000, 100, right, e, DELTA) - 0.05, 0, 20, xtol=1e-12)
     assert told.epsilon == pytest.approx(solved, abs=1e-6)
-    shared = one_run(inside, outside, independent_inclusion=True, delta=DELTA, guesses=[100, 10])
-    assert shared.epsilon <= told.epsilon  # a second try is paid for
+
+
+@pytest.mark.parametrize("bound", [one_run, one_run_f_dp])
+def test_a_second_number_of_guesses_is_paid_for(bound: Callable[..., Bound]) -> None:
+    inside, outside = scores(2.5, 500, 4)
+    given = {"independent_inclusion": True, "delta": DELTA}
+    each = [bound(inside, outside, guesses=[r], confidence=0.975, **given).epsilon for r in (100, 30)]
+    assert bound(inside, outside, guesses=[100, 30], **given).epsilon == pytest.approx(max(each), abs=1e-6)
 
 
 def largest_tail(m: int, guesses: int, right: int, blow_up: list[tuple[float, float]]) -> float:
