@@ -364,7 +364,7 @@ class _Run:
     ) -> Delivery:
         """Encode, send and combine the sites' updates."""
         if self.stack.encodes:
-            updates = [self._encoded(r, site, update, remember=kind == b"round") for site, update in zip(participants, updates)]
+            updates = [self._encoded(r, site, update, kind) for site, update in zip(participants, updates)]
         if self.stack.channel is not None:
             source = keys(*self.assignments[r].defense_coordinates, "channel")
             context = digest(*self.assignments[r].defense_coordinates, kind.hex())
@@ -381,12 +381,13 @@ class _Run:
         messages = tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
         return Delivery(messages, combined, tuple(participants))
 
-    def _encoded(self, r: int, site: int, update: Params, *, remember: bool) -> Params:
-        """A site's update as it is sent; a probe leaves what the site keeps as it was."""
-        sent, kept = self.stack.encode_kept(update, self.kept.get((r, site), {}), self.lanes[r][site].noise)
-        if remember:
-            self.kept[r, site] = kept
-        return sent
+    def _encoded(self, r: int, site: int, update: Params, kind: bytes) -> Params:
+        """A site's update as it is sent; a probe moves neither what the site keeps nor its noise."""
+        if kind == b"round":
+            sent, self.kept[r, site] = self.stack.encode_kept(update, self.kept.get((r, site), {}), self.lanes[r][site].noise)
+            return sent
+        own = stream(*self.assignments[r].defense_coordinates, "encode", kind.hex(), site)
+        return self.stack.encode_kept(update, self.kept.get((r, site), {}), own)[0]
 
     def _probes(self, probes: Sequence[Probe], r: int) -> list[ProbeRecord]:
         records: list[ProbeRecord] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from baselines.clipping import Clipping
 from baselines.compression import Compression
+from baselines.dp_fedavg import DPFedAvg
 from baselines.dp_sgd import DPSGD
 from baselines.early_stopping import EarlyStopping
 from baselines.fedavg import FedAvg
@@ -114,9 +115,13 @@ def test_counters_are_left_alone_and_zero_updates_too() -> None:
     assert equal(Compression().encode({"n": torch.tensor(7)}, rng()), {"n": torch.tensor(7)})
 
 
-def test_each_site_keeps_its_own_and_a_probe_moves_nothing() -> None:
-    plain, probed = trained(Compression(share=0.05)), trained(Compression(share=0.05), probes=2)
-    assert equal(plain.finals[0], probed.finals[0])
+@pytest.mark.parametrize("layer", [Compression(share=0.05), Compression(method="quantised"), Mixup(), DPFedAvg(noise_multiplier=0.5)])
+def test_a_probe_moves_nothing(layer: Defense) -> None:
+    assert equal(trained(layer).finals[0], trained(layer, probes=2).finals[0])
+
+
+def test_each_site_keeps_its_own() -> None:
+    plain = trained(Compression(share=0.05))
     assert not equal(plain.finals[0], trained(Compression(share=0.05, feedback=False)).finals[0])
     for message in plain.rounds[2].messages:
         nonzero = int((flat(message.payload) != 0).sum())
