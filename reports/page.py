@@ -72,6 +72,7 @@ _TITLES = {
     "flags": "Warnings",
     "again": "Do it again",
 }
+_AUDIT = ("auc", "epsilon_lower", *(f"epsilon_lower:{name}" for name in ("clopper_pearson", "one_run", "one_run_f_dp")))
 _READING = [
     Block(
         "text",
@@ -109,12 +110,18 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
         "reconstruction": _pictures(gallery.records(results, curves, record, prefix))
         + _tables(
             tables.attack_table(
-                summary, "reconstruction", ("r2", "cosine", "exact", "reidentified", "chance_reidentified"), name("reconstruction"), power
+                summary,
+                "reconstruction",
+                ("r2", "cosine", "exact", "reidentified", "chance_reidentified", "rero"),
+                name("reconstruction"),
+                power,
             )
         ),
         "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),
         "utility": _tables(tables.utility_table(results, name("utility"))) if (results["role"] == "utility").any() else [],
-        "claims": _tables(tables.claims_table(results, stands, name("claims")))
+        "claims": _tables(
+            tables.claims_table(results, stands, name("claims")), tables.attack_table(summary, "audit", _AUDIT, name("audit"), power)
+        )
         + ([Block("list", sentences)] if (sentences := tables.claim_sentences(results)) else []),
         "costs": (_pictures(gallery.cost_picture(results, prefix)) + _tables(tables.cost_table(results, name("cost"))))
         if (results["role"] == "cost").any()

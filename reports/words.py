@@ -67,6 +67,11 @@ GOALS: Final = {
     "audit": "Audit",
 }
 METRICS: Final = {
+    "rero": "ReRo bound (claim)",
+    "epsilon_lower": "ε at least",
+    "epsilon_lower:clopper_pearson": "by Clopper–Pearson",
+    "epsilon_lower:one_run": "by one run",
+    "epsilon_lower:one_run_f_dp": "by one run, f-DP",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",

@@ -34,6 +34,29 @@ def test_utility_is_the_mean_over_seeds_with_an_interval_no_narrower_than_studen
     assert words.number(MAJORITY) in made.shown.iloc[-1]["accuracy"]
 
 
+def test_an_audits_lower_bound_stands_beside_the_claim(table: pd.DataFrame) -> None:
+    assert "audited_epsilon" not in tables.claims_table(table, standings(table), "claims").data
+    row = table[(table["goal"] == "membership") & (table["defense"] == "dp_sgd:epsilon=8") & (table["metric"] == "leakage")].iloc[0]
+    added = [
+        dict(row)
+        | {
+            "goal": "audit",
+            "attack": attack,
+            "metric": "epsilon_lower",
+            "value": value,
+            "low": value,
+            "high": np.nan,
+            "role": role,
+            "seed": seed,
+        }
+        for attack, value, role, seed in (("a", 1.0, "score", 0), ("a", 2.0, "score", 1), ("b", 1.2, "score", 0), ("c", 9.0, "control", 0))
+    ]
+    both = pd.concat([table, pd.DataFrame(added)], ignore_index=True)
+    made = tables.claims_table(both, standings(both), "claims")
+    assert made.data.set_index("defense")["audited_epsilon"]["dp_sgd:epsilon=8"] == 1.5
+    assert made.shown.set_index("Defense")["audited ε at least"][words.defense("dp_sgd:epsilon=8")] == "1.50"
+
+
 def test_claims_state_every_site_and_the_maximum_beside_what_was_measured(table: pd.DataFrame) -> None:
     stands = standings(table)
     made = tables.claims_table(table, stands, "claims")

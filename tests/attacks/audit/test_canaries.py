@@ -213,3 +213,20 @@ def test_scores_of_a_model_that_diverged_are_scored_as_knowing_nothing() -> None
     coins = torch.arange(200) < 100
     told = {m.metric: m.value for m in score_audit(torch.full((200,), torch.nan), coins, None, 0)}
     assert (told["auc"], told["epsilon_lower"], told["undefined_scores"]) == (0.5, 0.0, 200)
+
+
+def test_no_reference_model_was_trained_beside_an_audits_own_federation(tmp_path: Path) -> None:
+    from suites.config import load
+    from suites.plan import plan
+
+    body = "class {name}:\n    goal = 'audit'\n    needs = {needs}\n    def inserts(self, auxiliary, classes, rng): ...\n    def run(self, seen, rng): ...\n"
+    given = {"Wants": "frozenset({'released', 'references'})", "Untold": "frozenset(sights())"}
+    for name, needs in given.items():
+        (tmp_path / f"{name.lower()}.py").write_text(body.format(name=name, needs=needs))
+    path = tmp_path / "small.yaml"
+    attacks = "lira, wants.py:Wants, untold.py:Untold"
+    path.write_text(f"suite: small\ndata: {{name: synthetic}}\nseeds: 1\nreferences: 2\ndefenses: [fedavg]\nattacks: [{attacks}]\n")
+    made = plan(load(path)[0], "cpu")
+    assert [one.reason for one in made.skipped] == ["the suite trains no reference models"]
+    untold = next(cell for cell in made.cells if cell.stage == "attack" and "Untold" in cell.spec["attack"])
+    assert set(untold.inputs) == {"train"}

@@ -14,7 +14,7 @@ from torch import nn
 from reports.roc import auc
 from reports.schema import validate, validate_curves
 from suites.audit import Network, Trace, audit, audit_scores, audit_trace
-from suites.auditing.arrays import _inclusion
+from suites.auditing.arrays import _checked, _inclusion, _outputs
 from suites.auditing.blind import blind_scores
 from suites.auditing.thresholds import clopper_pearson
 from suites.errors import RequestError
@@ -187,6 +187,18 @@ def test_a_reference_that_lacks_a_class_is_no_trouble() -> None:
     y[5] = 2  # one record of its own class: most references never see it
     told = audit(lambda X, Y: LogisticRegression(max_iter=200).fit(X, Y), x, y, member, references=4)
     assert np.isfinite(told.value("auc", "lira"))
+
+
+def test_the_columns_of_a_model_that_lacks_a_class_are_put_in_their_places() -> None:
+    class Two:
+        classes_ = np.array(["a", "c"])
+
+        def predict_proba(self, x: np.ndarray) -> np.ndarray:
+            return np.tile([0.3, 0.7], (len(x), 1))
+
+    x, _, member = records(6)
+    data = _checked(x, np.array(["a", "b", "c"])[[0, 1, 2, 0, 1, 2]], member)
+    assert torch.allclose(_outputs(Two(), data)(data.x).exp(), torch.tensor([0.3, 0.0, 0.7], dtype=torch.float64), atol=1e-9)
 
 
 def test_public_records_bring_in_quantile_regression() -> None:
