@@ -219,7 +219,10 @@ def test_no_reference_model_was_trained_beside_an_audits_own_federation(tmp_path
     from suites.config import load
     from suites.plan import plan
 
-    body = "class {name}:\n    goal = 'audit'\n    needs = {needs}\n    def inserts(self, auxiliary, classes, rng): ...\n    def run(self, seen, rng): ...\n"
+    body = (
+        "class {name}:\n    goal = 'audit'\n    needs = {needs}\n    def inserts(self, auxiliary, classes, rng): ...\n"
+        "    def run(self, seen, rng): ...\n"
+    )
     given = {"Wants": "frozenset({'released', 'references'})", "Untold": "frozenset(sights())"}
     for name, needs in given.items():
         (tmp_path / f"{name.lower()}.py").write_text(body.format(name=name, needs=needs))
