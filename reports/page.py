@@ -10,6 +10,7 @@ import pandas as pd
 
 from reports import gallery, setting, tables, verdict, words
 from reports.drawing import Picture
+from reports.overview import attacks_table
 from reports.power import powers
 from reports.standing import Threat, each, standings
 from reports.stats import summarise
@@ -104,7 +105,7 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
         "planes": _pictures(gallery.planes(results, stands, prefix))
         + ([Block("list", repeated)] if (repeated := gallery.repeated(stands)) else [])
         + _tables(tables.leakage_table(stands, name("leakage"))),
-        "heat": _pictures(gallery.heat(results, prefix)),
+        "heat": _pictures(gallery.heat(results, prefix)) + _tables(attacks_table(summary, results, record, name("attacks"))),
         "membership": _pictures(gallery.rocs(curves, prefix))
         + _tables(tables.attack_table(summary, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"), power)),
         "reconstruction": _pictures(gallery.records(results, curves, record, prefix))

@@ -50,9 +50,17 @@ class Table:
 
 
 def save(table: Table, folder: Path) -> None:
-    """``table`` as CSV (UTF-8, all digits) and as a booktabs table in TeX."""
+    """``table`` as CSV (UTF-8, all digits), as a booktabs table in TeX and as Markdown."""
     table.data.to_csv(folder / f"{table.name}.csv", index=False, lineterminator="\n")
     (folder / f"{table.name}.tex").write_text(tex(table), encoding="utf-8")
+    (folder / f"{table.name}.md").write_text(markdown(table), encoding="utf-8")
+
+
+def markdown(table: Table) -> str:
+    """A pipe table, as GitHub and pandoc read it."""
+    lines = [list(map(str, table.shown.columns)), ["---:" if c in table.numeric else "---" for c in table.shown.columns]]
+    lines += [[str(value) for value in row] for row in table.shown.itertuples(index=False, name=None)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in line) + " |" for line in lines) + "\n"
 
 
 def tex(table: Table) -> str:

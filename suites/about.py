@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from suites import registry
+from suites import ensembles, registry
 from suites.plan import Plan
 from suites.store import Store
 
@@ -48,6 +48,12 @@ def cards(defenses: Sequence[str]) -> dict[str, list[dict[str, str]]]:
         layers = registry.stack(ref)
         found[registry.label(layers)] = [card for layer in layers if (card := _card(layer.label, layer.facts.values.get("card")))]
     return found
+
+
+def attacks(plan: Plan) -> dict[str, dict[str, Any]]:
+    """What each attack of the suite is after, needs and does, by the name that tables give it."""
+    found = (registry.find("attacks", ref) for ref in ensembles.expanded(plan.suite.attacks))
+    return {one.label: {"goal": one.goal or "", "needs": sorted(one.needs or ()), "summary": one.facts.summary} for one in found}
 
 
 def _card(layer: str, card: object) -> dict[str, str]:

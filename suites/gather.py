@@ -82,6 +82,7 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, c
         "seeds": list(range(plan.suite.seeds)),
         "cohort": about.cohort(plan, store),
         "cards": about.cards(plan.suite.defenses),
+        "attacks": about.attacks(plan),
         "data_digest": plan.data,
         "code_hash": combined(plan.code),
         "code": plan.code,
