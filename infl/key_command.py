@@ -6,15 +6,18 @@ Loaded with every start of the command line, so nothing but typer is imported be
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from infl.key import Key
 
 app = typer.Typer(help="A federation's key: make, show, rotate, revoke, and wrap it for each site.", no_args_is_help=True)
 
 KeyFile = Annotated[Path, typer.Argument(help="A key file (mode 0600).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")]
-List = Annotated[Path | None, typer.Option("--revoked", help="The public list of revoked versions.")]
+RevokedList = Annotated[Path | None, typer.Option("--revoked", help="The public list of revoked versions.")]
 
 
 @app.command()
@@ -34,19 +37,22 @@ def pair(
     overwrite: Overwrite = False,
 ) -> None:
     """At a site: make the pair for which keys are wrapped; the public half goes to whoever issues the key."""
+    from infl import key_file
     from infl.key_wrap import Pair
     from suites.errors import RequestError
 
     if Path(site).name != site:
         raise RequestError(f"the site's name '{site}' would name a file in another folder; give one without slashes")
-    made = Pair.new(site)
-    made.save(out / f"{site}.private", overwrite=overwrite)
-    made.public.save(out / f"{site}.public", overwrite=overwrite)
-    _tell(f"{out / f'{site}.public'}: site {site}, fingerprint {_spoken(made.public.fingerprint)}; tell it to the issuer by another way")
+    made, private, public = Pair.new(site), out / f"{site}.private", out / f"{site}.public"
+    for path in (private, public):  # both or neither
+        key_file.refuse_taken(path, overwrite=overwrite)
+    made.save(private, overwrite=overwrite)
+    made.public.save(public, overwrite=overwrite)
+    _tell(f"{public}: site {site}, fingerprint {_spoken(made.public.fingerprint)}; tell it to the issuer by another way")
 
 
 @app.command()
-def show(file: Annotated[Path, typer.Argument(help="Any file of `infl-bench key`.")], revoked: List = None) -> None:
+def show(file: Annotated[Path, typer.Argument(help="Any file of `infl-bench key`.")], revoked: RevokedList = None) -> None:
     """What may be known of a file: version, fingerprint, federation; never the key."""
     from infl import key_file
     from infl.key import Identity, Key
@@ -101,7 +107,7 @@ def wrap(
     key_file: KeyFile,
     site: Annotated[Path, typer.Argument(help="The site's public half.")],
     out: Annotated[Path, typer.Argument(help="The file for the wrapped key.")],
-    revoked: List = None,
+    revoked: RevokedList = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Seal the key for one site (X25519, AES-256-GCM); the wrapped file may travel in the open."""
@@ -124,7 +130,7 @@ def unwrap(
     private: Annotated[Path, typer.Argument(help="The site's private half (mode 0600).")],
     out: Annotated[Path, typer.Argument(help="The file for the key.")],
     fingerprint: Annotated[str, typer.Option(help="The key's fingerprint, as the issuer told it by another way.")],
-    revoked: List = None,
+    revoked: RevokedList = None,
     overwrite: Overwrite = False,
 ) -> None:
     """At a site: open a wrapped key and save it, if it is the one that was announced."""
@@ -140,11 +146,9 @@ def unwrap(
     _tell(f"{out}: {key.identity}")
 
 
-def _revoke(key: object, path: Path) -> None:
-    from infl.key import Key
+def _revoke(key: Key, path: Path) -> None:
     from infl.revocation import Revoked
 
-    assert isinstance(key, Key)
     (Revoked.load(path) if path.exists() else Revoked()).with_key(key).save(path)
     _tell(f"{path}: revoked {key.identity}")
 

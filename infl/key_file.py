@@ -17,7 +17,7 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from suites.errors import RequestError
 
@@ -58,7 +58,7 @@ def write(path: Path, kind: str, fields: Mapping[str, Any], *, overwrite: bool =
                 os.unlink(temporary)
         _sync(path.parent)
     except FileExistsError:
-        raise RequestError(f"{path} exists and a key is never overwritten unasked; give another name, or --overwrite") from None
+        _refuse_taken(path)
     except OSError as error:
         raise RequestError(
             f"{path} cannot be written ({(error.strerror or 'unknown reason').lower()}); give a name in a folder of yours"
@@ -95,6 +95,16 @@ def read(path: Path, *kinds: str) -> dict[str, Any]:
     if kind not in kinds:
         raise RequestError(f"{path} holds {WORDS[kind]}, but {what} is needed here")
     return content
+
+
+def refuse_taken(path: Path, *, overwrite: bool) -> None:
+    """Raises ``RequestError`` where a file is in the way; ``write`` does so too, but only when everything before it was done."""
+    if path.exists() and not overwrite:
+        _refuse_taken(path)
+
+
+def _refuse_taken(path: Path) -> NoReturn:
+    raise RequestError(f"{path} exists and a key is never overwritten unasked; give another name, or --overwrite") from None
 
 
 def _check(content: Mapping[str, Any], kind: str) -> str:

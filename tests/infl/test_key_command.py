@@ -133,6 +133,9 @@ def test_other_mistakes(key: Command, tmp_path: Path) -> None:
         assert words in err, err
         assert err.count("\n") == 1
     assert not (tmp_path / "k").exists()
+    (tmp_path / "c.public").touch()
+    assert key("pair", "c")[0] == 2
+    assert not (tmp_path / "c.private").exists()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["key", "--help"], ["key", "new", "made"]])
