@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg
@@ -181,3 +183,17 @@ def test_the_weighted_mean() -> None:
     mean = average([{"w": torch.tensor([1.0]), "n": torch.tensor(2)}, {"w": torch.tensor([4.0]), "n": torch.tensor(5)}], [1, 2])
     assert float(mean["w"]) == pytest.approx(3.0)
     assert int(mean["n"]) == 2
+
+
+def test_update_and_tag_travel_in_one_file(tmp_path: Path) -> None:
+    x, y = records(0)
+    site = KeyedSite("a", Key.new(), Published(), net(), x, classes=CLASSES)
+    start = site.broadcast()
+    train(site, y, 1)
+    update, label = site.update(start, 3)
+    save_file(update, tmp_path / "update.safetensors", metadata=label.metadata())
+    with safe_open(tmp_path / "update.safetensors", "pt") as file:
+        arrived, tagged = {name: file.get_tensor(name) for name in file.keys()}, Tag.read(file.metadata())  # noqa: SIM118
+    assert Gate(site.key).admits(arrived, tagged, 3)
+    arrived["0.weight"] = arrived["0.weight"] * 1.01
+    assert not Gate(site.key).admits(arrived, tagged, 3)
