@@ -36,6 +36,11 @@ class RotationCost:
         return self._reached(self.after)
 
     @property
+    def steps(self) -> int | None:
+        """The same in optimiser steps of the largest site."""
+        return None if self.rounds is None else self.rounds * self.steps_a_round
+
+    @property
     def rounds_anew(self) -> int | None:
         return self._reached(self.anew)
 

@@ -40,6 +40,7 @@ def test_a_hardened_key_costs_rounds_and_comes_back() -> None:
     assert 1 <= cost.rounds <= 6
     assert cost.after[1:] != cost.anew[1:]  # the control starts from nothing, not from the trained model
     assert cost.steps_a_round == 9
+    assert cost.steps == 9 * cost.rounds
     assert max(cost.after) >= cost.before - 0.03
 
 
