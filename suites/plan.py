@@ -128,7 +128,7 @@ class _Planner:
         keys = ("suite", "data", "split", "partition", "federation", "probes", "engine")
         dumped = suite.model_dump(mode="json")
         prepared = (
-            combined(closure("suites.prepared")) + self.data + json.dumps(dict(versions()))
+            combined(closure("suites.prepared", self.task.module or self.task.path)) + self.data + json.dumps(dict(versions()))
         )  # prepared files outlive an edit of their code
         digest = hashlib.sha256(prepared.encode()).hexdigest()
         self.common = {**{key: dumped[key] for key in keys}, "data_digest": digest, "task": self.task.ref, "device": device}

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from suites import registry
 from suites.cohorts.spec import DataSpec, PartitionSpec, SplitSpec
 from suites.contracts import Records
 from suites.federation import Pool
 from suites.randomness import digest, stream
+from suites.tasks.layout import Layout
+from suites.tasks.structured import Structured, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Prepared:
     site_of: Tensor | None  # [N] the site a record would belong to, where sites are a column
     mean: Tensor  # [F] of the public units
     scale: Tensor
+    layout: Layout | None = None  # of a structured task
+    public: Mapping[str, Tensor] = field(default_factory=dict)  # its public facts
 
     def records(self, index: Tensor) -> Records:
         return Records(self.pool.x[index], self.pool.y[index])
@@ -78,15 +83,21 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     from suites.split import split
 
     partition = PartitionSpec(**spec["partition"])
-    cohort = load(DataSpec(**spec["data"]))
+    task = registry.find("tasks", spec["task"]).make()
+    own = task if isinstance(task, Structured) else None
+    cohort = own.cohort(DataSpec(**spec["data"])) if own is not None else load(DataSpec(**spec["data"]))
     where = (spec["suite"], spec["task"], cohort.name, "seed", spec["seed"])
     parts = split(cohort, SplitSpec(**spec["split"]), partition, *where, "split")
-    preprocessor = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
+    if own is not None:
+        table = own.table(cohort, parts)
+    else:
+        preprocessor = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
+        table = Table(preprocessor.transform(cohort.x), preprocessor.mean, preprocessor.scale, Layout((cohort.x.shape[1],)))
     members = torch.cat(parts.sites)
     candidates = torch.cat([members, parts.test])
     order = torch.randperm(len(candidates), generator=stream(*where, "candidate order"))
     tensors = {
-        "x": preprocessor.transform(cohort.x),
+        "x": table.x,
         "y": torch.from_numpy(cohort.y),
         "classes": torch.tensor(len(cohort.classes)),
         "validation": parts.validation,
@@ -94,10 +105,13 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         "auxiliary": parts.auxiliary,
         "candidates": candidates[order],
         "member": (torch.arange(len(candidates)) < len(members))[order],
-        "mean": torch.as_tensor(preprocessor.mean, dtype=torch.float32),
-        "scale": torch.as_tensor(preprocessor.scale, dtype=torch.float32),
+        "mean": torch.as_tensor(table.mean, dtype=torch.float32),
+        "scale": torch.as_tensor(table.scale, dtype=torch.float32),
         **{f"site/{i}": site for i, site in enumerate(parts.sites)},
     }
+    if own is not None:
+        tensors["layout"] = torch.tensor([*table.layout.blocks, table.layout.aside])
+        tensors |= {f"public/{name}": tensor for name, tensor in table.public.items()}
     if cohort.person is not None:
         tensors["person"] = torch.from_numpy(cohort.person)
     if partition.kind == "column" and cohort.site is not None:
@@ -121,4 +135,6 @@ def _read(tensors: dict[str, Tensor]) -> Prepared:
         tensors.get("site_of"),
         tensors["mean"],
         tensors["scale"],
+        Layout(tuple(tensors["layout"][:-1].tolist()), int(tensors["layout"][-1])) if "layout" in tensors else None,
+        {name.removeprefix("public/"): tensor for name, tensor in tensors.items() if name.startswith("public/")},
     )

@@ -40,6 +40,7 @@ from suites.contracts import (
     Threat,
 )
 from suites.federation import PEEKS, POOLED, Assignment, Trained, build, call, train
+from suites.lanes import wire
 from suites.meter import flop, peak_memory
 from suites.observation import Evidence, Guarded, Scene, Seen, why_not
 from suites.prepared import Prepared, prepare
@@ -57,6 +58,7 @@ from suites.scoring import (
 from suites.scoring_audit import score_audit
 from suites.scoring_rero import rero_measures
 from suites.stack import Stack
+from suites.tasks.structured import UNTRAINED, Structured
 
 Row = dict[str, Any]
 ROWS, CURVES, CLAIM = "rows.json", "curves.json", "claim.json"
@@ -75,12 +77,14 @@ class Bench:
         self.where = (spec["suite"], registry.portable(spec["task"]), data, "seed", spec["seed"])
         self.prepared: Prepared = self._inserted(prepare(spec, cache))
         self.task: Task = registry.find("tasks", spec["task"]).make()
+        if isinstance(self.task, Structured) and self.prepared.layout is not None:
+            self.task.learn(self.prepared.layout, self.prepared.public)
         self.defense: str = registry.portable(spec["defense"])  # names it in tables and coordinates, wherever its file lies
         settings = dict(spec["federation"])
         given = Local(**settings.pop("local", {}))
         flaws = frozenset(settings.pop("flaws", ()))
         sites = len(self.prepared.sites)
-        stack = Stack([plugin.make() for plugin in registry.stack(spec["defense"])])
+        stack = Stack([plugin.make() for plugin in registry.stack(spec["defense"])], self.prepared.layout)
         self.federation = stack.protocol(
             Federation(topology=stack.topology, sites=sites, local=stack.local(given), flaws=flaws, **settings)
         )
@@ -181,16 +185,32 @@ class Bench:
 
     def floor(self) -> dict[str, float]:
         y = self.prepared.pool.y
+        if isinstance(self.task, Structured):
+            test = self.prepared.records(self.prepared.test)
+            return self.task.utility(self.task.nothing(test), test.y, self.prepared.pool.classes)
         return self.task.floor(y[torch.cat(self.prepared.sites)], y[self.prepared.test], self.prepared.pool.classes)
 
     def yardsticks(self, metrics: Mapping[str, float]) -> list[Measure]:
-        """Beside a centralised network: the task's simple methods, which see the same training records."""
+        """Beside a centralised network the task's simple methods, which see the same training records; beside any its own untrained start.
+
+        The start only where it says something: of a network that is told no labels it may do as well as the trained one.
+        """
         prepared, task = self.prepared, self.task
-        if self.stack.topology != "centralized" or not isinstance(task, yardsticks.Compared):
-            return []
         train, test, classes = prepared.records(torch.cat(prepared.sites)), prepared.records(prepared.test), prepared.pool.classes
-        beside = {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}
-        return yardsticks.measures(metrics, beside, len(test))
+        beside: dict[str, dict[str, float]] = {}
+        if self.stack.topology == "centralized" and isinstance(task, yardsticks.Compared):
+            beside |= {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}
+        if isinstance(task, Structured):
+            secret = self.secret()
+            width = self.stack.prepare(prepared.pool.x[:1], secret).shape[1]
+            start = stream(*self.assignment().coordinates, "initialisation")
+            beside[UNTRAINED] = self.utilities(self.predict(secret), wire(build(task, self.stack, width, classes, secret, start)))
+        return yardsticks.measures(metrics, beside, len(test), self.lower)
+
+    @property
+    def lower(self) -> frozenset[str]:
+        """The task's metrics of which less is better."""
+        return self.task.lower if isinstance(self.task, Structured) else frozenset()
 
 
 def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torch.Generator) -> Tensor:
@@ -218,7 +238,7 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     predict = bench.predict(trained.secret)
     each = [bench.utilities(predict, params) for params in trained.finals]
     metrics = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
-    measures = score_utility(metrics, bench.floor(), len(bench.prepared.test))
+    measures = score_utility(metrics, bench.floor(), len(bench.prepared.test), bench.lower)
     measures += bench.yardsticks(metrics)
     rows = [_row(bench, measure, goal="utility") for measure in measures]
     rows += [_row(bench, measure, goal="cost") for measure in _costs(bench, trained)]

@@ -96,10 +96,11 @@ def score_vectors(guess: Mapping[str, Tensor], truth: Params) -> list[Measure]:
     return measures
 
 
-def score_utility(metrics: dict[str, float], floor: dict[str, float], n: int) -> list[Measure]:
+def score_utility(metrics: dict[str, float], floor: dict[str, float], n: int, lower: frozenset[str] = frozenset()) -> list[Measure]:
     """A task's metrics on ``n`` test records, and beside each that of the best guess without features.
 
-    Accuracy is a share of records and has its exact interval; the others take theirs from the seeds.
+    ``lower`` names those of which less is better. Accuracy is a share of records and has its exact interval; the others take theirs from
+    the seeds.
     """
     measures = []
     for name, value in metrics.items():
@@ -107,9 +108,11 @@ def score_utility(metrics: dict[str, float], floor: dict[str, float], n: int) ->
             measures.append(absent(name, "undefined on these test records", role="utility"))
             continue
         low, high = clopper_pearson(round(value * n), n) if name == "accuracy" else (NAN, NAN)
-        measures.append(Measure(name, value, low, high, n, "higher", "utility"))
+        measures.append(Measure(name, value, low, high, n, "lower" if name in lower else "higher", "utility"))
     measures += [
-        plain(f"{name}:floor", value, n, role="control") for name, value in floor.items() if name in metrics and math.isfinite(value)
+        plain(f"{name}:floor", value, n, direction="lower" if name in lower else "higher", role="control")
+        for name, value in floor.items()
+        if name in metrics and math.isfinite(value)
     ]
     return measures
 

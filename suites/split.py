@@ -109,7 +109,8 @@ def _whole(profile: NDArray[np.float64], shares: Sequence[float], rng: torch.Gen
     ``profile`` [persons, K] counts each person's records by class. The largest persons come first, and persons of one profile one after
     the other, so that every kind of person is spread by the shares: a part made of singles would be another population than one of pairs.
     """
-    bring = np.column_stack([profile, profile.sum(1)])
+    spread = (profile > 0).sum(0) > 1  # a class of one person can be in one part only: it would always go to the largest
+    bring = np.column_stack([profile[:, spread], profile.sum(1)])
     weight = bring / np.maximum(bring.sum(0), 1.0)
     shuffled = _permutation(len(bring), rng)
     kind = np.unique(profile, axis=0, return_inverse=True)[1].reshape(-1)

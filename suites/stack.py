@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from suites.contracts import Card, Claim, Defense, Federation, KeySource, Local, Params, RequestError, Secret, Shape, Skip
+from suites.tasks.layout import Layout
 
 
 class Stack(Defense):
@@ -17,8 +18,8 @@ class Stack(Defense):
     channel comes last, since nothing can be changed once it is masked.
     """
 
-    def __init__(self, layers: Sequence[Defense] = ()) -> None:
-        self.layers = tuple(layers)
+    def __init__(self, layers: Sequence[Defense] = (), layout: Layout | None = None) -> None:
+        self.layers, self.layout = tuple(layers), layout
         clipping = [layer for layer in self.layers if layer.clip is not None]
         channels = [layer for layer in self.layers if layer.channel is not None]
         topologies = {layer.topology for layer in self.layers} - {"federated"}
@@ -59,7 +60,7 @@ class Stack(Defense):
         return federation
 
     def plan(self, federation: Federation, shape: Shape) -> Stack:
-        return Stack([layer.plan(federation, shape) for layer in self.layers])
+        return Stack([layer.plan(federation, shape) for layer in self.layers], self.layout)
 
     # A composite secret keeps each layer's tensors under "<position>/<name>".
     def _part(self, secret: Secret | None, position: int) -> Secret | None:
@@ -88,11 +89,32 @@ class Stack(Defense):
         return joined
 
     def prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
+        """Records as the layers leave them; of a structured record each block by itself, and what is aside as it is."""
+        if self.layout is None:
+            return self._prepare(x, secret)
+        *blocks, aside = torch.split(x, [*self.layout.blocks, self.layout.aside], dim=-1)
+        out = [self._prepare(block, secret) for block in blocks]
+        if any(a.shape != b.shape for a, b in zip(blocks, out)):
+            raise RequestError(
+                "this defense changes the width of records, and this task's records have fixed parts; use another of the two"
+            )
+        return torch.cat([*out, aside], -1)
+
+    def _prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
         for i, layer in enumerate(self.layers):
             x = layer.prepare(x, self._part(secret, i))
         return x
 
     def restore(self, x: Tensor, secret: Secret | None) -> Tensor:
+        """The inverse; the fed columns alone (rows of a first layer) come back padded with zeros."""
+        if self.layout is None:
+            return self._restore(x, secret)
+        fed, width = self.layout.fed, self.layout.fed + self.layout.aside
+        x = torch.nn.functional.pad(x[..., :width], (0, max(0, width - x.shape[-1])))
+        blocks = torch.split(x[..., :fed], list(self.layout.blocks), dim=-1)
+        return torch.cat([*(self._restore(block, secret) for block in blocks), x[..., fed:]], -1)
+
+    def _restore(self, x: Tensor, secret: Secret | None) -> Tensor:
         for i, layer in reversed(list(enumerate(self.layers))):
             x = layer.restore(x, self._part(secret, i))
         return x
