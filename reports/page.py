@@ -73,7 +73,12 @@ _TITLES = {
     "flags": "Warnings",
     "again": "Do it again",
 }
-_AUDIT = ("auc", "epsilon_lower", *(f"epsilon_lower:{name}" for name in ("clopper_pearson", "one_run", "one_run_f_dp")))
+_EPSILON = (
+    "epsilon_lower",
+    *(f"epsilon_lower:{name}" for name in ("clopper_pearson", "multi_split", "one_run", "one_run_f_dp")),
+    *(f"epsilon_assumed:{name}" for name in ("gaussian_family", "one_run_gaussian")),
+    "epsilon_estimate:raw_counts",
+)
 _READING = [
     Block(
         "text",
@@ -121,7 +126,9 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
         "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),
         "utility": _tables(tables.utility_table(results, name("utility"))) if (results["role"] == "utility").any() else [],
         "claims": _tables(
-            tables.claims_table(results, stands, name("claims")), tables.attack_table(summary, "audit", _AUDIT, name("audit"), power)
+            tables.claims_table(results, stands, name("claims")),
+            tables.attack_table(summary, "audit", ("auc", *_EPSILON), name("audit"), power),
+            tables.attack_table(summary, "membership", _EPSILON, name("membership-epsilon")),
         )
         + ([Block("list", sentences)] if (sentences := tables.claim_sentences(results)) else []),
         "costs": (_pictures(gallery.cost_picture(results, prefix)) + _tables(tables.cost_table(results, name("cost"))))

@@ -47,7 +47,7 @@ class Audit:
         """Write ``folder/report/index.html`` with its figures and tables; returns its path."""
         from reports.render import render
 
-        record = {"title": self.title, "suite": SUITE, "notes": list(self.notes)}
+        record = {"title": self.title, "suite": SUITE, "command": "infl-bench audit SCORES, or suites.audit from Python"}
         return render(self.table, self.curves, record, Path(folder))
 
     def __str__(self) -> str:

@@ -77,6 +77,8 @@ def test_the_page_is_one_file_with_the_audit_s_numbers(tmp_path: Path) -> None:
     page = told.report(tmp_path).read_text()
     assert f"{told.value('auc'):.3f}" in page
     assert "my model" in page
+    assert "by Clopper–Pearson" in page
+    assert f"{told.value('epsilon_lower:clopper_pearson'):.3f}" in page
     assert 'src="http' not in page
 
 
