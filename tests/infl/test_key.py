@@ -284,3 +284,11 @@ def test_a_revocation_that_no_key_holder_made_is_named(tmp_path: Path) -> None:
 def test_fingerprints_compare_as_people_write_them() -> None:
     assert same_fingerprint("ab12-CD34", "ab12cd34")
     assert not same_fingerprint("ab12-CD34", "ab12cd35")
+
+
+def test_another_users_file_is_not_trusted(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.getuid() == 0:
+        os.chown(saved, 4242, -1)  # root's own files are taken by everybody
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    refused(lambda: Key.load(saved), "another user")
