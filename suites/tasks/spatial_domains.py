@@ -1,0 +1,187 @@
+"""Domains of a tissue: a graph autoencoder on spatial neighbours, whose embedding is clustered and compared with annotated regions.
+
+In the spirit of SpatialGlue (Long et al. 2024, Nat. Methods 21, 1658) and of the reference's multi-omics code: expression is propagated
+over the graph of spatial neighbours, once and twice (Wu et al. 2019, ICML: a simplified graph convolution), before a dense encoder and
+decoder. The graph joins a cell to its nearest in the same site and the same part, so no site needs another's records, and none of the
+parts knows another's.
+
+A record is a cell with its neighbourhood: reconstructing it reconstructs what its neighbours give away as well. Its place travels aside,
+for the metric of coherence; the network does not read it. Tissue is cut into tiles, and a tile is in one part (``unit: person``): random
+cells of one tissue would have the test cells' neighbours in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from suites.cohorts.cohort import Cohort
+from suites.cohorts.load import load
+from suites.cohorts.spec import DataSpec
+from suites.contracts import Records
+from suites.errors import RequestError
+from suites.preprocess import Preprocessor
+from suites.split import Split
+from suites.tasks.clusters import agreement, clusters, coherence, nearest
+from suites.tasks.layout import Layout
+from suites.tasks.structured import Table
+
+HOPS = 2
+PLACE = 2  # columns aside
+
+
+class SpatialDomains:
+    """Squared error of the reconstruction; outputs are [embedding | reconstruction - input | place], [B, width + F + 2].
+
+    Parameters
+    ----------
+    hidden, width : widths of the hidden layers and of the embedding
+    strips : sites that each section is cut into along its longer side; 1 leaves sections as sites
+    tiles : each site is cut into tiles x tiles of equal numbers of cells, the units of the split
+    """
+
+    name: ClassVar[str] = "spatial_domains"
+    lower: frozenset[str] = frozenset()
+
+    def __init__(self, *, hidden: int = 64, width: int = 16, strips: int = 1, tiles: int = 5) -> None:
+        if min(hidden, width, strips) < 1 or tiles < 3:
+            raise RequestError(
+                "spatial_domains needs hidden, width and strips of at least 1 and tiles of at least 3, or a part has no tile"
+            )
+        self.hidden, self.width, self.strips, self.tiles = hidden, width, strips, tiles
+        self.layout = Layout((1,), PLACE)
+
+    # ------------------------------------------------------------------------------------------------------------- data
+
+    def cohort(self, data: DataSpec) -> Cohort:
+        """The cells with their places as the last two features; sites are strips of sections, persons are tiles."""
+        cells = load(data)
+        try:
+            place = load(data.model_copy(update={"matrix": "obsm/spatial", "transform": "none", "missing": None})).x
+        except RequestError as error:
+            raise RequestError(f"spatial_domains needs each cell's place in obsm['spatial']: {error}") from None
+        section = np.zeros(len(cells), dtype=np.int64) if cells.site is None else cells.site
+        names = cells.sites or ("section",)
+        site, tile = np.zeros(len(cells), dtype=np.int64), np.zeros(len(cells), dtype=np.int64)
+        for code in range(len(names)):
+            own = np.flatnonzero(section == code)
+            long = int(np.argmax(np.ptp(place[own], axis=0)))
+            site[own] = code * self.strips + bins(place[own, long], self.strips)
+        for code in np.unique(site):
+            own = np.flatnonzero(site == code)
+            column = bins(place[own, 0], self.tiles)
+            for c in range(self.tiles):
+                inside = own[column == c]
+                tile[inside] = (code * self.tiles + c) * self.tiles + bins(place[inside, 1], self.tiles)
+        sites = tuple(name if self.strips == 1 else f"{name}, strip {i + 1}" for name in names for i in range(self.strips))
+        features = (*cells.features, "place 1", "place 2")
+        x = np.concatenate([cells.x, place], 1)
+        about = (cells.citation, cells.licence, cells.transform)
+        return Cohort(cells.name, x, cells.y, cells.classes, features, site, sites, tile, *about)
+
+    def table(self, cohort: Cohort, parts: Split) -> Table:
+        """[own | mean of neighbours | mean of their neighbours | place]; each standardised by auxiliary records."""
+        place = cohort.x[:, -PLACE:].astype(np.float64)
+        public = Preprocessor.fit(cohort.x[parts.auxiliary.numpy(), :-PLACE])
+        own = public.transform(cohort.x[:, :-PLACE])
+        assert cohort.site is not None
+        part = np.zeros(len(cohort), dtype=np.int64)  # 0 is training
+        for code, held in enumerate((parts.validation, parts.test, parts.auxiliary), 1):
+            part[held.numpy()] = code
+        hops = [own.clone() for _ in range(HOPS)]
+        for code in np.unique(np.stack([part, cohort.site]), axis=1).T:
+            rows = torch.from_numpy(np.flatnonzero((part == code[0]) & (cohort.site == code[1])))
+            near = torch.from_numpy(nearest(place[rows.numpy()]))
+            held = own[rows]
+            for hop in hops if near.shape[1] else ():
+                held = held[near].mean(1)
+                hop[rows] = held
+        # Sites lie far apart, so that no cell's neighbour is at another site.
+        span = float(np.ptp(place, axis=0).max()) or 1.0
+        apart = torch.from_numpy((place - place.min(0)) / span + 3.0 * np.stack([cohort.site, np.zeros(len(cohort))], 1)).float()
+        x = torch.cat([own, *hops, apart], 1)
+        mean, scale = public.mean.repeat(1 + HOPS), public.scale.repeat(1 + HOPS)
+        self.layout = Layout((own.shape[1] * (1 + HOPS),), PLACE)
+        return Table(x, torch.cat([mean, torch.zeros(PLACE)]), torch.cat([scale, torch.ones(PLACE)]), self.layout)
+
+    def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:
+        self.layout = layout
+
+    # ---------------------------------------------------------------------------------------------------------- network
+
+    def net(self, features: int, outputs: int) -> nn.Module:
+        return Autoencoder(self.layout, self.hidden, self.width)
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean squared error of the reconstruction, per cell [..., B]; ``y`` is not read: regions are for judging."""
+        return outputs[..., self.width : self.width + self.layout.fed].square().mean(-1)
+
+    def signal(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Minus the log of the error, [..., B]."""
+        return -self.loss(outputs, y).clamp_min(1e-30).log()
+
+    # ---------------------------------------------------------------------------------------------------------- metrics
+
+    def utility(self, outputs: Tensor, y: Tensor, classes: int) -> dict[str, float]:
+        """ARI (the headline) and NMI of k-means clusters, as many as there are regions, and their coherence in space."""
+        truth: NDArray[np.int64] = y.detach().cpu().numpy()
+        found = clusters(outputs[:, : self.width], len(np.unique(truth)))
+        place = outputs[:, -PLACE:].detach().double().cpu().numpy()
+        return {**agreement(found, truth), "coherence": coherence(found, place)}
+
+    def nothing(self, test: Records) -> Tensor:
+        """One embedding for all."""
+        return self._as_outputs(torch.zeros(len(test), self.width), test)
+
+    def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
+        """One cluster agrees with nothing beyond chance."""
+        return {"ari": 0.0, "nmi": 0.0, "coherence": 0.0}
+
+    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+        """Principal components of the same inputs, and of each cell alone, in as many dimensions as the embedding has."""
+        alone = self.layout.fed // (1 + HOPS)
+        found = {}
+        for name, columns in (("pca", self.layout.fed), ("pca_without_neighbours", alone)):
+            found[name] = self._as_outputs(components(train.x[:, :columns], test.x[:, :columns], self.width), test)
+        return found
+
+    def _as_outputs(self, z: Tensor, test: Records) -> Tensor:
+        return torch.cat([z, torch.zeros(len(test), self.layout.fed), test.x[:, self.layout.fed :]], 1)
+
+
+class Autoencoder(nn.Module):
+    """[B, F + 2] -> [B, width + F + 2]: Linear, ReLU, Linear to the embedding and the same back."""
+
+    def __init__(self, layout: Layout, hidden: int, width: int) -> None:
+        super().__init__()
+        self.fed = layout.fed
+        self.encoder = nn.Linear(self.fed, hidden)
+        self.embedding = nn.Linear(hidden, width)
+        self.decoder = nn.Linear(width, hidden)
+        self.output = nn.Linear(hidden, self.fed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fed = x[..., : self.fed]
+        z = self.embedding(torch.relu(self.encoder(fed)))
+        back = self.output(torch.relu(self.decoder(z)))
+        return torch.cat([z, back - fed, x[..., self.fed :]], -1)
+
+
+def bins(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Which of ``count`` stretches with equal numbers of values each lies in."""
+    rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    found: NDArray[np.int64] = rank * count // max(1, len(values))
+    return found
+
+
+def components(train: Tensor, test: Tensor, width: int) -> Tensor:
+    """``test`` [n, F] on the first principal components of ``train``, [n, width]; padded with zeros where there are fewer."""
+    centre = train.mean(0)
+    _, _, rows = torch.linalg.svd((train - centre).double(), full_matrices=False)
+    z = ((test - centre).double() @ rows[:width].T).float()
+    return torch.nn.functional.pad(z, (0, width - z.shape[1]))

@@ -1,0 +1,168 @@
+"""Spatial domains: the graph stays within a site and a part, places are handed on and never read, controls stand beside the network."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from suites.cohorts.spec import DataSpec
+from suites.config import load
+from suites.contracts import RequestError
+from suites.plan import plan
+from suites.prepared import prepare
+from suites.referee import Bench
+from suites.tasks.layout import Layout
+from suites.tasks.spatial_domains import SpatialDomains, bins, components
+from tests.suites.cohorts.test_downloads import real
+
+GENES = 9
+
+
+def write(folder: Path, *, place: bool = True, shift: float = 0.0) -> str:
+    """Two sections of a 20 x 16 grid, each with three layers that differ in expression; ``shift`` moves one cell of the second."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(np.arange(20.0), np.arange(16.0)), -1).reshape(-1, 2) + rng.uniform(-0.2, 0.2, (320, 2))  # no ties
+    layer = np.minimum(grid[:, 0] // 7, 2).astype(int)
+    mean = rng.normal(0, 1, (3, GENES))
+    x = np.concatenate([mean[layer] + rng.normal(0, 1.2, (len(grid), GENES)) for _ in range(2)]).astype(np.float32)
+    x[-1] += shift
+    obs = pd.DataFrame({"layer": [f"L{v}" for v in np.tile(layer, 2)], "section": np.repeat(["s1", "s2"], len(grid))})
+    obs.index = pd.Index([f"cell{i}" for i in range(len(obs))])
+    data = anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(GENES)]))
+    if place:
+        data.obsm["spatial"] = np.tile(grid, (2, 1)).astype(np.float32)
+    path = folder / "tissue.h5ad"
+    data.write_h5ad(path)
+    return str(path)
+
+
+def spec(path: str, defense: str = "centralized", **changes: Any) -> dict[str, Any]:
+    return {
+        "suite": "s",
+        "task": "spatial_domains:hidden=24:width=6:tiles=4",
+        "data": DataSpec(path=path, label="layer", site="section", transform="none").model_dump(),
+        "split": {"unit": "person", "train": 0.5, "validation": 0.1, "test": 0.2, "auxiliary": 0.2},
+        "partition": {"kind": "column"},
+        "federation": {"rounds": 3, "local": {"epochs": 10, "batch": 50, "lr": 3e-3}},
+        "defense": defense,
+        "seed": 0,
+        **changes,
+    }
+
+
+def test_bins_hold_equal_numbers() -> None:
+    assert np.bincount(bins(np.random.default_rng(0).normal(size=100).astype(np.float32), 4)).tolist() == [25] * 4
+    assert bins(np.array([3.0, 1.0, 2.0], dtype=np.float32), 3).tolist() == [2, 0, 1]
+
+
+def test_tiles_and_strips(tmp_path: Path) -> None:
+    cohort = SpatialDomains(strips=2, tiles=3).cohort(DataSpec(**spec(write(tmp_path))["data"]))
+    assert cohort.sites == ("s1, strip 1", "s1, strip 2", "s2, strip 1", "s2, strip 2")
+    assert cohort.site is not None
+    assert cohort.person is not None
+    assert np.bincount(cohort.site).tolist() == [160] * 4
+    for tile in np.unique(cohort.person):
+        assert len(set(cohort.site[cohort.person == tile].tolist())) == 1, "a tile is at two sites"
+    assert len(np.unique(cohort.person)) == 4 * 9
+    long = cohort.x[:, -2]  # the longer side is cut
+    assert long[cohort.site == 0].max() <= long[cohort.site == 1].min()
+
+
+def test_neighbours_are_of_the_same_site_and_part(tmp_path: Path) -> None:
+    """Moving one cell's values moves the inputs of cells of its own part and section, and of nobody else (the public units aside)."""
+    prepared, moved = (prepare(spec(write(tmp_path, shift=shift)), None) for shift in (0.0, 50.0))
+    cell = len(prepared.pool.x) - 1
+    parts = {"train": torch.cat(prepared.sites), "test": prepared.test, "validation": prepared.validation, "auxiliary": prepared.auxiliary}
+    name = next(name for name, rows in parts.items() if cell in rows.tolist())
+    assert name != "auxiliary", "choose another seed: the moved cell must not set the public units"
+    touched = (prepared.pool.x != moved.pool.x).any(1).nonzero().squeeze(1).tolist()
+    assert cell in touched
+    assert 5 < len(touched) < 60
+    assert set(touched) <= set(parts[name].tolist())
+    assert min(touched) >= len(prepared.pool.x) // 2  # the second section
+
+
+def test_hops_are_means_over_six_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    prepared = prepare(spec(path), None)
+    x, site = prepared.pool.x, prepared.sites[0]
+    place, own, one, two = x[site, -2:], x[site, :GENES], x[site, GENES : 2 * GENES], x[site, 2 * GENES : 3 * GENES]
+    gap = torch.cdist(place.double(), place.double())
+    gap.fill_diagonal_(torch.inf)
+    inner = [i for i in range(len(site)) if gap[i].sort().values[6] > gap[i].sort().values[5] + 1e-9]  # no tie for the sixth
+    assert inner
+    for i in inner[:5]:
+        near = gap[i].topk(6, largest=False).indices
+        torch.testing.assert_close(one[i], own[near].mean(0))
+        torch.testing.assert_close(two[i], one[near].mean(0))
+    assert prepared.layout == Layout((3 * GENES,), 2)
+
+
+def test_the_network_does_not_read_the_place(tmp_path: Path) -> None:
+    bench = Bench(spec(write(tmp_path)), None)
+    trained = bench.train([bench.assignment()], target=False)[0]
+    predict, x = bench.predict(trained.secret), bench.prepared.pool.x[:5]
+    elsewhere = torch.cat([x[:, :-2], x[:, -2:] + 7], 1)
+    a, b = predict(trained.finals[0], x), predict(trained.finals[0], elsewhere)
+    assert torch.equal(a[:, :-2], b[:, :-2])
+    assert torch.equal(b[:, -2:], elsewhere[:, -2:])
+
+
+@pytest.mark.parametrize("defense", ["fedavg", "dp_sgd:epsilon=8", "infl:published:strength=1", "infl:hardened:minimum=1"])
+def test_every_defense_trains_it_and_the_untrained_network_stands_beside(defense: str, tmp_path: Path) -> None:
+    bench = Bench(spec(write(tmp_path), defense), None)
+    trained = bench.train([bench.assignment()], target=False)[0]
+    found = bench.utilities(bench.predict(trained.secret), trained.finals[0])
+    assert set(found) == {"ari", "nmi", "coherence"} == set(bench.floor())
+    assert {"ari:untrained_network", "ari:above_untrained_network"} <= {m.metric for m in bench.yardsticks(found)}
+
+
+def test_layers_are_found_better_with_neighbours(tmp_path: Path) -> None:
+    bench = Bench(spec(write(tmp_path)), None)
+    trained = bench.train([bench.assignment()], target=False)[0]
+    found = bench.utilities(bench.predict(trained.secret), trained.finals[0])
+    controls = {m.metric: m.value for m in bench.yardsticks(found)}
+    assert found["ari"] > controls["ari:pca_without_neighbours"]
+    assert found["ari"] > 0.3
+    assert bench.floor() == {"ari": 0.0, "nmi": 0.0, "coherence": 0.0}
+
+
+def test_components_are_those_of_scikit_learn() -> None:
+    from sklearn.decomposition import PCA
+
+    train, test = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.randn(20, 8)
+    expected = PCA(3).fit(train.numpy()).transform(test.numpy())
+    np.testing.assert_allclose(components(train, test, 3).abs().numpy(), np.abs(expected), atol=1e-4)
+    assert components(train[:, :2], test[:, :2], 3)[:, 2].abs().max() == 0
+
+
+def test_a_file_without_places_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="needs each cell's place in obsm"):
+        SpatialDomains().cohort(DataSpec(**spec(write(tmp_path, place=False))["data"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_real_sections(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside PCA of the same inputs within five points: the autoencoder adds nothing that PCA lacks here, and must not lose it."""
+    monkeypatch.setenv("INFL_BENCH_DATA", str(real()))
+    suite, _ = load("spatial")
+    cell = next(iter(plan(suite.model_copy(update={"defenses": ("centralized",), "attacks": ()}), "cpu").cells))
+    bench = Bench({**copy.deepcopy(dict(cell.spec)), "seed": seed}, None)
+    prepared = bench.prepared
+    assert prepared.person is not None
+    held = [set(prepared.person[part].tolist()) for part in (torch.cat(prepared.sites), prepared.test, prepared.auxiliary)]
+    assert sum(map(len, held)) == len(set().union(*held)), "a tile is in two parts"
+    trained = bench.train([bench.assignment()], target=False)[0]
+    found = bench.utilities(bench.predict(trained.secret), trained.finals[0])
+    controls = {m.metric: m.value for m in bench.yardsticks(found)}
+    print(seed, found, {k: round(v, 3) for k, v in controls.items() if ":above" not in k})
+    assert controls["ari:above_pca"] > -0.05
+    assert found["ari"] > 0.1
