@@ -58,10 +58,10 @@ def source(index: int = 0) -> KeySource:
 
 
 def lanes_of(module: nn.Module) -> tuple[Params, Params]:
-    """Shifted parameters and different secrets for each lane."""
+    """Shifted parameters and different secrets for each lane, in the module's precision."""
     draw = stream("test stacked lanes")
     params = {n: p.detach() + 0.1 * torch.randn(LANES, *p.shape, generator=draw) for n, p in module.named_parameters()}
-    secrets = {n: torch.rand(LANES, *b.shape, generator=draw) for n, b in private(module).items() if not n.endswith("mask")}
+    secrets = {n: torch.rand(LANES, *b.shape, generator=draw).to(b) for n, b in private(module).items() if not n.endswith("mask")}
     return params, secrets
 
 
@@ -73,8 +73,8 @@ def lanes_of(module: nn.Module) -> tuple[Params, Params]:
     ids=["mlp", "residual", "no bias", "tied", "keyed", "keyed per layer", "bare norms"],
 )
 def test_outputs_and_gradients_are_those_of_each_lane_alone(module: nn.Module) -> None:
-    params, secrets = lanes_of(module)
-    x = torch.randn(LANES, RECORDS, FEATURES, generator=stream("test stacked inputs"))
+    params, secrets = lanes_of(module.double())  # in single precision the order of a sum would be seen
+    x = torch.randn(LANES, RECORDS, FEATURES, generator=stream("test stacked inputs")).double()
     together = stacked(module, secrets, x[0])
     assert together is not None
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in params.items()}
@@ -84,12 +84,12 @@ def test_outputs_and_gradients_are_those_of_each_lane_alone(module: nn.Module) -
     for lane in range(LANES):
         own = {name: tensor[lane].clone().requires_grad_() for name, tensor in params.items()}
         alone = torch.func.functional_call(module, {**own, **{n: s[lane] for n, s in secrets.items()}}, (x[lane],))
-        torch.testing.assert_close(outputs[lane], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs[lane], alone, rtol=1e-9, atol=1e-10)
         slopes = torch.autograd.grad(alone.square().sum(), list(own.values()))
         for name, slope in zip(own, slopes):
             gradient = leaves[name].grad
             assert gradient is not None
-            torch.testing.assert_close(gradient[lane], slope, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(gradient[lane], slope, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("module", [CentresItsBatch(), OwnParameter(), nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4))])
