@@ -14,8 +14,9 @@ from suites.checks_defense import check_defense
 from suites.checks_draws import Draws, similarity
 from suites.checks_flags import flag_messages
 from suites.checks_result import CheckResult
+from suites.checks_secret import eliminate
 
-__all__ = ["CheckResult", "Draws", "check_attack", "check_defense", "flag_messages", "flag_results", "main", "similarity"]
+__all__ = ["CheckResult", "Draws", "check_attack", "check_defense", "eliminate", "flag_messages", "flag_results", "main", "similarity"]
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "warn": "warn", "skip": "-   "}
 
@@ -23,6 +24,8 @@ _MARKS = {"pass": "ok  ", "fail": "FAIL", "warn": "warn", "skip": "-   "}
 def main(kind: str, ref: str) -> int:
     """Print what each check found; 1 if any failed."""
     results: Sequence[CheckResult] = check_attack(ref) if kind == "attacks" else check_defense(ref)
+    if kind == "defenses" and all(result.verdict != "fail" for result in results):
+        results = [*results, *eliminate(ref)]
     for result in results:
         print(f"{_MARKS[result.verdict]}  {result.name}: {result.detail}")
     failed = sum(result.verdict == "fail" for result in results)

@@ -38,7 +38,7 @@ def check_attack(ref: str) -> list[CheckResult]:
     if any(result.verdict == "fail" for result in results):
         return results
     results.append(_private_reads(attack))
-    return results + _Examination(attack, ref).results()
+    return results + Examination(attack, ref).results()
 
 
 def _declared(attack: Attack) -> list[CheckResult]:
@@ -69,14 +69,15 @@ def _private_reads(attack: Attack) -> CheckResult:
     return judged("reads only the observation", not found, "no name of the referee's state in the source", detail)
 
 
-class _Examination:
+class Examination:
     """One attack on the small federation."""
 
-    def __init__(self, attack: Attack, ref: str) -> None:
+    def __init__(self, attack: Attack, ref: str, *, stage: Stage | None = None) -> None:
         self.attack, self.ref, self.goal = attack, ref, attack.goal
         keyed = self.goal == "key"
         self.inserting = cast(Inserting, attack) if self.goal == "audit" and hasattr(attack, "inserts") else None
-        self.stage = Stage(Stack([registry.find("defenses", "infl:published").make()] if keyed else []), inserting=self.inserting)
+        own = [registry.find("defenses", "infl:published").make()] if keyed else []
+        self.stage = Stage(Stack(own), inserting=self.inserting) if stage is None else stage
         self.where = "infl:published" if keyed else "fedavg"
         self.sums = "probe_sums" in attack.needs and "probes" not in attack.needs
         self.control = type(attack).__module__.rpartition(".")[2] == "controls"
@@ -117,6 +118,12 @@ class _Examination:
         ]
 
     # ---- running and scoring
+
+    def scored(self, threat: Threat) -> dict[str, Measure]:
+        """One run under one threat, and its scores."""
+        self.threat = threat
+        trial = self.stage.trial(self.goal, sums=self.sums, view=threat.view)
+        return self._scores(self._run(self.attack, trial, view=threat.view), trial)
 
     def _first(self, draws: Draws) -> Guess:
         """The first run; a key attack is also offered a wrong and the right key, since some only use a held one."""
@@ -242,8 +249,11 @@ class _Examination:
         )
 
     def _ceiling(self, scores: dict[str, Measure]) -> CheckResult:
-        leakage = scores["leakage"]
-        above = leakage.low > 1 + 1e-6 if leakage.low == leakage.low else leakage.value > 1 + 1e-6
+        leakage, slack = scores["leakage"], 1e-6
+        if "opened:right_key" in scores:  # the right key is no oracle: on some eighty test records another one may do better by luck
+            room = scores["opened:right_key"].value - scores["opened:majority"].value
+            slack = 2 * (0.5 / len(self.stage.test)) ** 0.5 / max(room, 1e-9)
+        above = leakage.low > 1 + slack if leakage.low == leakage.low else leakage.value > 1 + slack
         return judged(
             "leakage never above the oracle's",
             not above,

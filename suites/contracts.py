@@ -286,6 +286,10 @@ class Observation(Protocol):
         """A key of the adversary's own, from the public distribution (never the federation's); needs own_keys or key."""
         ...
 
+    def derive_key(self, source: KeySource) -> Secret | None:
+        """What the public key generation makes of randomness that the adversary chooses (to count it, or to try it); needs own_keys."""
+        ...
+
     def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False) -> Params:
         """The message that records ``x`` [B, F] with labels ``y`` ([B] or probabilities [B, K]) would give at ``target``.
 

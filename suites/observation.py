@@ -39,6 +39,8 @@ from suites.sight import skip_reason
 from suites.simulation import simulate
 from suites.stack import Stack
 
+_HELD = 64  # keyed modules kept for reuse
+
 
 class UndeclaredReadError(RuntimeError):
     """An attack read something that its ``needs`` does not list."""
@@ -171,10 +173,15 @@ class Seen:
             self._drawn[index] = self._scene.stack.secret(self._scene.keys.child("own key", index))
         return self._drawn[index]
 
+    def derive_key(self, source: KeySource) -> Secret | None:
+        return self._scene.stack.secret(source)
+
     def _module(self, key: Secret | None) -> nn.Module:
         """The public model with this key in its place, or on its path without one."""
         if id(key) not in self._modules:
             scene = self._scene
+            if len(self._modules) >= _HELD:
+                del self._modules[next(iter(self._modules))]  # whoever tries keys by the thousand needs each but once
             keyed = scene.stack.secret(scene.keys.child("shape")) if key is None else key
             width = scene.stack.prepare(torch.zeros(1, scene.features), keyed).shape[1]
             module = build(scene.task, scene.stack, width, scene.classes, keyed, stream("observation"))
@@ -220,6 +227,7 @@ _PROPERTIES: dict[str, frozenset[Sees]] = {
     "own_records": frozenset({"own_records"}),
     "key": frozenset({"key"}),
     "draw_key": frozenset({"key", "own_keys"}),
+    "derive_key": frozenset({"own_keys"}),
     "simulate": frozenset({"simulate"}),
     "predict": frozenset({"predict"}),
     "signal": frozenset(get_args(Sees)),

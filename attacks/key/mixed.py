@@ -62,7 +62,7 @@ def mixed_records(seen: Observation, targets: Sequence[Target], rng: torch.Gener
         if target.batch == 1:
             raw, _, case = invert(target, features, norm, public)
             found, solved = raw.double(), case in ("plain", "keyed rows")
-            own = torch.tensor([_label(target, classes)])
+            own = torch.tensor([one_label(target, classes)])
         else:
             problem = Problem(_InModelUnits(seen), target, None)
             inside, loss = problem.solve(budget, restarts, rng)
@@ -75,7 +75,7 @@ def mixed_records(seen: Observation, targets: Sequence[Target], rng: torch.Gener
     return Mixed(torch.cat(parts), torch.cat(owners), torch.cat(labels), torch.cat(trust))
 
 
-def _label(target: Target, classes: int) -> int:
+def one_label(target: Target, classes: int) -> int:
     """The one class whose output bias must grow (iDLG), or -1 where that cannot be read off."""
     gradient = as_gradient(target)
     name = output_bias(gradient, classes)
