@@ -1,4 +1,4 @@
-"""Flags on a recorded federation that means nothing: empty messages, and clean gradients under a claim of differential privacy."""
+"""Flags on a recorded federation that means nothing: empty messages, clean gradients under a claim, a victim with another key."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from suites.contracts import Claim, Message, Params, ProbeRecord, Target, Task
+from suites.contracts import Claim, Defense, Message, Params, ProbeRecord, Target, Task
 from suites.observation import Evidence
 from suites.scoring_measure import NAN, Measure
 from suites.simulation import simulate
 from suites.stack import Stack
 
 QUIET = 0.5  # share of the claimed noise below which a message counts as clean
+OTHER = 1e-2  # relative distance from which a message is not what the sites' own key makes of these records
 
 
 def flag_messages(
     evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Tensor, y: Tensor, claim: Claim | None = None
 ) -> list[Measure]:
-    """Flags on what crossed the wire: messages that are zero, and gradients without their noise under a claim of privacy.
+    """Flags on what crossed the wire: messages that are zero, gradients without their noise under a claim, or under another key.
 
     Parameters
     ----------
@@ -36,7 +37,27 @@ def flag_messages(
         if shares and min(shares) < QUIET:
             said = f"a message holds {min(shares):.2f} of the noise that the claim ε = {claim.epsilon:.3g} rests on: gradients are clean"
             flags.append(_flag("clean_under_claim", sum(share < QUIET for share in shares), said))
+    strange = [away for away in _strangeness(evidence, stack, task, module, inputs, y) if away > OTHER]
+    if strange:
+        said = f"a message lies {max(strange):.2g} from what the federation's own key makes of its records: the victim had another key"
+        flags.append(_flag("victim_under_wrong_key", len(strange), said))
     return flags
+
+
+def _strangeness(evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Tensor, y: Tensor) -> Iterator[float]:
+    """For each probed gradient in the clear under a key: its relative distance from that key's own; nothing where chance enters it too."""
+    keyed = any(type(layer).secret is not Defense.secret for layer in stack.layers)
+    changed = any(type(layer).encode is not Defense.encode or type(layer).noise is not Defense.noise for layer in stack.layers)
+    dropping = any(getattr(part, "p", 0) for part in module.modules())
+    if not keyed or changed or dropping or stack.clip is not None or stack.channel is not None:
+        return
+    for broadcast, record in _probed(evidence):
+        probe = record.probe
+        for message in _clear(record) if probe.optimiser == "gradient" else ():
+            rows = torch.tensor(probe.records[message.site])
+            target = Target(broadcast, {}, len(rows), "gradient", 1, 0.0, message.site, 1, probe.round)
+            own = simulate(module, task.loss, target, inputs[rows], y[rows], None)
+            yield _distance(message.payload, own) / max(_size(own), 1e-30)
 
 
 def noise_shares(

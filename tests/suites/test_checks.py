@@ -14,11 +14,12 @@ import torch
 
 from reports import schema
 from reports.flags import with_flags
+from suites import registry
 from suites.checks import CheckResult, check_attack, check_defense, flag_messages, flag_results, main, similarity
 from suites.checks_defense import carried
 from suites.checks_stage import MEMBERS, Stage
 from suites.contracts import Claim, Clip, Defense, Params, Secret
-from suites.randomness import stream
+from suites.randomness import keys, stream
 from suites.stack import Stack
 
 HEAD = """
@@ -427,6 +428,19 @@ def test_zero_and_clean_messages_are_flagged() -> None:
     assert said(Clean(), claim) == {"flag:clean_under_claim"}
     assert said(Clean()) == set()
     assert said(Defense(), claim) == {"flag:clean_under_claim"}
+
+
+def test_a_victim_under_another_key_is_flagged() -> None:
+    """The messages of a federation under one key, judged by a module that holds another one."""
+    stage = Stage(Stack([registry.find("defenses", "infl:hardened:minimum=8").make()]), rounds=1)
+    own, other = stage.trained.secret, stage.stack.secret(keys("check", "another"))
+
+    def flags(secret: Secret | None) -> set[str]:
+        inputs = stage.stack.prepare(stage.pool.x, secret)
+        return {flag.metric for flag in flag_messages(stage.evidence, stage.stack, stage.task, stage.module(secret), inputs, stage.pool.y)}
+
+    assert flags(own) == set()
+    assert flags(other) == {"flag:victim_under_wrong_key"}
 
 
 def test_the_stage_overfits_and_its_null_is_unseen() -> None:
