@@ -58,7 +58,7 @@ def coherence(labels: NDArray[np.int64], place: NDArray[np.float64]) -> float:
 
 
 def foscttm(a: Tensor, b: Tensor) -> float:
-    """Fraction of samples closer than the true match (Liu et al. 2019, UnionCom), both ways; 0 is a perfect match, 0.5 chance."""
+    """Fraction of samples closer than the true match (Liu et al. 2019, WABI, MMD-MA), both ways; 0 is a perfect match, 0.5 chance."""
     gap = torch.cdist(a.detach().double().cpu(), b.detach().double().cpu())
     if len(gap) < 2 or not bool(gap.isfinite().all()):
         return 0.5

@@ -1,0 +1,189 @@
+"""Integration of two omics of the same cells: one embedding of RNA and protein, also where a site measured only one of them (a mosaic).
+
+In the spirit of SpaMosaic (Yan et al., bioRxiv 2024) and of the reference's multi-omics code: an encoder for each modality,
+reconstruction of both from the joint embedding, and a contrastive term that makes the modalities of a cell agree. Contrasting a cell with
+the others of its batch would mix records in one gradient, which no clipping bounds. So each modality is assigned to learned prototypes and
+has to predict the other's assignment (Caron et al. 2020, SwAV, eq. 1, without the batch-wise equipartition): a loss per cell.
+
+A missing modality is zero, the public mean, with its mask aside; it is neither encoded nor reconstructed. Which cells lack what is drawn
+before the split, so that members and non-members alike lack it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from suites.cohorts.cohort import Cohort
+from suites.cohorts.load import load
+from suites.cohorts.spec import DataSpec
+from suites.contracts import Records
+from suites.errors import RequestError
+from suites.preprocess import Preprocessor
+from suites.randomness import stream
+from suites.split import Split
+from suites.tasks.clusters import agreement, clusters, foscttm, mixing
+from suites.tasks.layout import Layout
+from suites.tasks.spatial_domains import components
+from suites.tasks.structured import Table
+
+ASIDE = 3  # has RNA, has protein, site
+TEMPERATURE = 0.2
+
+
+class Integration:
+    """Reconstruction and contrast; outputs are [joint | RNA's | protein's embedding | two residuals | two assignments | aside].
+
+    Parameters
+    ----------
+    hidden, width, prototypes : widths of the encoders and of the embedding, and the number of prototypes
+    weight : of the contrastive term
+    second : the other modality, an obsm matrix
+    sites : sites where the cohort names none
+    mosaic : whether the last site lacks the second modality and the one before it the first
+    """
+
+    name: ClassVar[str] = "integration"
+    lower: frozenset[str] = frozenset({"foscttm"})
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 64,
+        width: int = 16,
+        prototypes: int = 24,
+        weight: float = 0.1,
+        second: str = "protein",
+        sites: int = 4,
+        mosaic: bool = True,
+    ) -> None:
+        if min(hidden, width) < 1 or prototypes < 2 or weight < 0 or sites < (3 if mosaic else 1):
+            raise RequestError(
+                "integration needs hidden and width of at least 1, 2 prototypes, and 3 sites where two of them lack a modality"
+            )
+        self.hidden, self.width, self.prototypes, self.weight = hidden, width, prototypes, weight
+        self.second, self.sites, self.mosaic = second, sites, mosaic
+        self.layout = Layout((1, 1), ASIDE)
+
+    # ------------------------------------------------------------------------------------------------------------- data
+
+    def cohort(self, data: DataSpec) -> Cohort:
+        """Both modalities side by side, NaN where a site lacks one; sites are drawn by record number where the cohort has none."""
+        first = load(data)
+        other = load(data.model_copy(update={"matrix": f"obsm/{self.second}", "transform": "auto"}))
+        site, names = first.site, first.sites
+        if site is None:
+            order = torch.randperm(len(first), generator=stream("integration", first.digest, "sites")).numpy()
+            site, names = order.astype(np.int64) % self.sites, tuple(f"{i + 1}" for i in range(self.sites))
+        x = np.concatenate([first.x, other.x], 1)
+        if self.mosaic:
+            x[site == len(names) - 1, first.x.shape[1] :] = np.nan
+            x[site == len(names) - 2, : first.x.shape[1]] = np.nan
+        self.layout = Layout((first.x.shape[1], other.x.shape[1]), ASIDE)
+        features = (*first.features, *other.features)
+        about = (first.citation, first.licence, first.transform)
+        return Cohort(first.name, x, first.y, first.classes, features, site, names, first.person, *about)
+
+    def table(self, cohort: Cohort, parts: Split) -> Table:
+        """Standardised by the auxiliary records that have the modality; a missing one is zero."""
+        public = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
+        assert cohort.site is not None
+        has = [~np.isnan(cohort.x[:, column]) for column in (0, -1)]
+        aside = torch.from_numpy(np.stack([*has, cohort.site], 1).astype(np.float32))
+        edge = (torch.zeros(ASIDE), torch.ones(ASIDE))
+        x = torch.cat([public.transform(cohort.x), aside], 1)
+        return Table(x, torch.cat([public.mean, edge[0]]), torch.cat([public.scale, edge[1]]), self.layout)
+
+    def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:
+        self.layout = layout
+
+    # ---------------------------------------------------------------------------------------------------------- network
+
+    def net(self, features: int, outputs: int) -> nn.Module:
+        return PairedNet(self.layout, self.hidden, self.width, self.prototypes)
+
+    def _parts(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        w, k = self.width, self.prototypes
+        return torch.split(outputs, [w, w, w, *self.layout.blocks, k, k, ASIDE], dim=-1)
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean squared error of each modality that is there, plus the swapped prediction where both are, per cell [..., B]."""
+        *_, first, second, assigned, other, aside = self._parts(outputs)
+        has = aside[..., 0], aside[..., 1]
+        rebuilt = has[0] * first.square().mean(-1) + has[1] * second.square().mean(-1)
+        p, q = (torch.log_softmax(scores / TEMPERATURE, -1) for scores in (assigned, other))
+        swapped = -(p.exp() * q).sum(-1) - (q.exp() * p).sum(-1)
+        return rebuilt + self.weight * has[0] * has[1] * swapped
+
+    def signal(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Minus the log of the loss, [..., B]."""
+        return -self.loss(outputs, y).clamp_min(1e-30).log()
+
+    # ---------------------------------------------------------------------------------------------------------- metrics
+
+    def utility(self, outputs: Tensor, y: Tensor, classes: int) -> dict[str, float]:
+        """ARI (the headline) and NMI of clusters of the joint embedding, FOSCTTM of cells with both modalities, mixing of the sites."""
+        joint, first, second, *_, aside = self._parts(outputs)
+        truth = y.detach().cpu().numpy()
+        both = (aside[:, 0] * aside[:, 1]) > 0
+        found = clusters(joint, len(np.unique(truth)))
+        site = aside[:, 2].detach().cpu().numpy().astype(np.int64)
+        return {**agreement(found, truth), "foscttm": foscttm(first[both], second[both]), "batch_mixing": mixing(joint, site)}
+
+    def nothing(self, test: Records) -> Tensor:
+        """One embedding for all."""
+        zero = torch.zeros(len(test), self.width)
+        return self._as_outputs(zero, zero, zero, test)
+
+    def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
+        """One cluster agrees with nothing beyond chance, and embeddings that are all alike match at chance."""
+        return {"ari": 0.0, "nmi": 0.0, "foscttm": 0.5}
+
+    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+        """Principal components of both modalities side by side, each weighted by its width; a missing one counts as the public mean.
+
+        A modality's own embedding is its components alone, so that its FOSCTTM is that of coordinates that nobody has aligned.
+        """
+        a, b = self.layout.blocks
+        scale = torch.cat([torch.full((a,), a**-0.5), torch.full((b,), b**-0.5)])
+        cut = slice(0, a + b)
+        joint = components(train.x[:, cut] * scale, test.x[:, cut] * scale, self.width)
+        first = components(train.x[:, :a], test.x[:, :a], self.width)
+        second = components(train.x[:, a : a + b], test.x[:, a : a + b], self.width)
+        return {"pca": self._as_outputs(joint, first, second, test)}
+
+    def _as_outputs(self, joint: Tensor, first: Tensor, second: Tensor, test: Records) -> Tensor:
+        blank = torch.zeros(len(test), self.layout.fed + 2 * self.prototypes)
+        return torch.cat([joint, first, second, blank, test.x[:, self.layout.fed :]], 1)
+
+
+class PairedNet(nn.Module):
+    """[B, F + 3] -> [B, 3 width + F + 2 prototypes + 3]; every layer is called once, so that clipping takes one pass."""
+
+    def __init__(self, layout: Layout, hidden: int, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.blocks, self.fed = layout.blocks, layout.fed
+        a, b = layout.blocks
+        self.encoder_first = nn.Linear(a, hidden)
+        self.embedding_first = nn.Linear(hidden, width)
+        self.encoder_second = nn.Linear(b, hidden)
+        self.embedding_second = nn.Linear(hidden, width)
+        self.prototypes_first = nn.Linear(width, prototypes)
+        self.prototypes_second = nn.Linear(width, prototypes)
+        self.decoder = nn.Linear(width, hidden)
+        self.output_first = nn.Linear(hidden, a)
+        self.output_second = nn.Linear(hidden, b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.split(x[..., : self.fed], list(self.blocks), dim=-1)
+        has_first, has_second = x[..., self.fed : self.fed + 1], x[..., self.fed + 1 : self.fed + 2]
+        a = self.embedding_first(torch.relu(self.encoder_first(first)))
+        b = self.embedding_second(torch.relu(self.encoder_second(second)))
+        joint = (has_first * a + has_second * b) / (has_first + has_second).clamp_min(1.0)
+        h = torch.relu(self.decoder(joint))
+        residuals = self.output_first(h) - first, self.output_second(h) - second
+        return torch.cat([joint, a, b, *residuals, self.prototypes_first(a), self.prototypes_second(b), x[..., self.fed :]], -1)
