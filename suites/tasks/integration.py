@@ -26,7 +26,7 @@ from suites.errors import RequestError
 from suites.preprocess import Preprocessor
 from suites.randomness import stream
 from suites.split import Split
-from suites.tasks.clusters import agreement, clusters, foscttm, mixing
+from suites.tasks.clusters import agreement, clusterings, foscttm, mixing
 from suites.tasks.layout import Layout
 from suites.tasks.spatial_domains import components
 from suites.tasks.structured import Table
@@ -130,7 +130,7 @@ class Integration:
         joint, first, second, *_, aside = self._parts(outputs)
         truth = y.detach().cpu().numpy()
         both = (aside[:, 0] * aside[:, 1]) > 0
-        found = clusters(joint, len(np.unique(truth)))
+        found = clusterings(joint, len(np.unique(truth)))
         site = aside[:, 2].detach().cpu().numpy().astype(np.int64)
         return {**agreement(found, truth), "foscttm": foscttm(first[both], second[both]), "batch_mixing": mixing(joint, site)}
 

@@ -27,7 +27,7 @@ from suites.contracts import Records
 from suites.errors import RequestError
 from suites.preprocess import Preprocessor
 from suites.split import Split
-from suites.tasks.clusters import agreement, clusters, coherence, nearest
+from suites.tasks.clusters import agreement, clusterings, coherence, nearest
 from suites.tasks.layout import Layout
 from suites.tasks.structured import Table
 
@@ -130,9 +130,9 @@ class SpatialDomains:
     def utility(self, outputs: Tensor, y: Tensor, classes: int) -> dict[str, float]:
         """ARI (the headline) and NMI of k-means clusters, as many as there are regions, and their coherence in space."""
         truth: NDArray[np.int64] = y.detach().cpu().numpy()
-        found = clusters(outputs[:, : self.width], len(np.unique(truth)))
+        found = clusterings(outputs[:, : self.width], len(np.unique(truth)))
         place = outputs[:, -PLACE:].detach().double().cpu().numpy()
-        return {**agreement(found, truth), "coherence": coherence(found, place)}
+        return {**agreement(found, truth), "coherence": float(np.mean([coherence(one, place) for one in found]))}
 
     def nothing(self, test: Records) -> Tensor:
         """One embedding for all."""
