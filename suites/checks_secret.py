@@ -149,6 +149,8 @@ def _opens(who: str, scores: dict[str, Measure] | str) -> CheckResult:
     name = f"opened by {who}"
     if isinstance(scores, str):
         return CheckResult(name, "skip", scores)
+    if not math.isfinite(scores["leakage"].value):
+        return CheckResult(name, "skip", scores["leakage"].reason)
     return _found(name, scores["leakage"].value > 0.5, f"{scores['leakage'].value:.2f} of the right key's use above the majority guess")
 
 

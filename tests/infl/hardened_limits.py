@@ -1,0 +1,125 @@
+"""How many records must stand behind the smallest visible update of ``infl:hardened``: re-identification against spread and N.
+
+``measure`` makes one cell, ``limits`` a table of them. Adversary: the server, without key or plaintext unless said, at a fresh network
+(64 hidden units, ReLU), with the gradients of batches of N records and the candidates' labels. *disjoint*: about 64 records in batches
+that share none, taken apart by the row-space search and named by lengths, by inner products, or from 20 known records. *redrawn*: 24
+batches drawn anew from one site of 140 records (or of 2 N), isolated where their row spaces meet. An answer for a batch is a set, so N
+guesses among n candidates hit N / n by chance (more where labels are used: that of a draw within classes); ``share`` is the part above
+chance, with the Clopper-Pearson interval of distinct records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from attacks.key.known_plaintext import with_known
+from attacks.key.matching import search
+from attacks.key.mixed import by_target, may_be, mixed_records
+from attacks.key.norms import match_lengths
+from attacks.key.overlap import Overlap
+from infl.hardened import Hardened
+from reports.intervals import clopper_pearson
+from suites.cohorts.load import load
+from suites.cohorts.spec import DataSpec
+from suites.contracts import Records, Skip, Threat
+from suites.observation import Seen
+from suites.preprocess import Preprocessor
+from suites.randomness import keys, stream
+from suites.tasks.classification import Classification
+from tests.attacks.visible import hits, look
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SPREADS = (1.0, 2.0, 4.0)
+KNOWN = 20
+_DISJOINT, _REDRAWN, _SITE = 64, 24, 140
+
+
+def cohort(name: str, every: int = 12) -> tuple[Records, Tensor, Tensor]:
+    """Records in public units, candidates, and the adversary's own third (of Kang, every twelfth cell)."""
+    folder = Path(os.environ.get("INFL_BENCH_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    if name == "pbmc68k":
+        held, step = load(DataSpec(name="pbmc68k")), 1
+    else:
+        held, step = load(DataSpec(path=str(folder / "h5ad" / "kang_control_8donors_muscat.h5ad"), label="cell_type")), every
+    raw, y = held.x[::step], torch.from_numpy(held.y[::step])
+    order = torch.randperm(len(raw), generator=stream("hardened limits", name, "split"))
+    own, asked = order[: len(raw) // 3], order[len(raw) // 3 :]
+    return Records(Preprocessor.fit(raw[own.numpy()]).transform(raw), y), asked, own
+
+
+def measure(data: tuple[Records, Tensor, Tensor], spread: float, size: int, seed: int, *, starts: int = 4) -> list[dict[str, Any]]:
+    """Rows of one cell: attack, hits, records, chance, share, low, high."""
+    records, asked, own = data
+    order = asked[torch.randperm(len(asked), generator=stream("hardened limits", "sent", seed))].tolist()
+    count = max(_DISJOINT // size, 2 if 2 * size <= len(order) else 1)
+    messages = [order[i * size : (i + 1) * size] for i in range(count)]
+    layer, coordinates = Hardened(spread=spread, minimum=1), ("hardened limits", seed, size)
+    common: dict[str, Any] = {
+        "classes": int(records.y.max()) + 1,
+        "task": Classification(dropout=0.0, network="mlp"),
+        "secret": keys("hardened limits", "secret", seed),
+        "start": seed,
+    }
+    if size > 64:
+        starts = 1
+    sight = look([layer], records, messages, asked, own, **common)
+    seen, x = Seen(sight.scene, sight.evidence, Threat()), sight.pool.x
+    evaluations = 900 if size <= 32 else 150  # at the layer's width and above a longer search gains nothing
+    mixed = mixed_records(seen, seen.targets, stream(*coordinates, "mixed"), budget=evaluations)
+    allowed = may_be(mixed, sight.pool.y)
+    guesses = {"norms": x[match_lengths(mixed.z.norm(dim=1), x.double().norm(dim=1), allowed)[0]]}
+    guesses["gram_search"] = x[search(mixed.z, x, allowed, stream(*coordinates, "gram"), starts=starts, trusted=mixed.trusted)[0]]
+    more, may = with_known(mixed, x, allowed, torch.cat(sight.truth)[:KNOWN])
+    guesses["known_plaintext"] = more[search(mixed.z, more, may, stream(*coordinates, "known"), starts=starts, trusted=mixed.trusted)[0]]
+    sizes = torch.bincount(sight.pool.y, minlength=common["classes"]).double()
+    drawn = [torch.bincount(records.y[list(message)], minlength=len(sizes)).double() for message in messages]
+    chance = float(sum((one.square() / sizes.clamp_min(1)).sum() for one in drawn)) / (size * len(messages))  # the labels are known
+    rows = [_row(name, by_target(guess, mixed), sight.truth, chance) for name, guess in guesses.items()]
+    if size >= 8:
+        site = order[: max(_SITE, 2 * size)]
+        draws = [torch.randperm(len(site), generator=stream(*coordinates, "batch", k))[:size] for k in range(_REDRAWN)]
+        sight = look([layer], records, [[site[i] for i in draw] for draw in draws], asked, own, **common)
+        with contextlib.suppress(Skip):
+            rows.append(_row("overlap", sight.guess(Overlap(250 * starts), *coordinates).value, sight.truth, min(size / len(x), 1.0)))
+    return [{"spread": spread, "records_behind": size, "seed": seed, **row} for row in rows]
+
+
+def _row(attack: str, guess: Sequence[Tensor], truth: Sequence[Tensor], chance: float) -> dict[str, Any]:
+    found, count = hits(guess, truth)
+    distinct = len(torch.unique(torch.cat(list(truth)), dim=0))
+    rate = found / count
+    low, high = clopper_pearson(round(rate * distinct), distinct)
+    above = [(value - chance) / max(1 - chance, 1e-9) for value in (rate, low, high)]
+    return {
+        "attack": attack,
+        "hits": found,
+        "of": count,
+        "distinct": distinct,
+        "chance": chance,
+        "share": above[0],
+        "low": above[1],
+        "high": above[2],
+    }
+
+
+def limits(name: str, spreads: Iterable[float] = SPREADS, sizes: Iterable[int] = SIZES, seeds: Iterable[int] = (0,)) -> pd.DataFrame:
+    """The whole table of one cohort; about a minute a cell."""
+    data = cohort(name)
+    rows = [row for spread in spreads for size in sizes for seed in seeds for row in measure(data, spread, size, seed)]
+    return pd.DataFrame(rows).assign(data=name)
+
+
+def needed(table: pd.DataFrame, bar: float = 0.05) -> int:
+    """The smallest N from which on no attack without plaintext names more than ``bar`` above chance, at any spread and cohort."""
+    keyless = table[table["attack"] != "known_plaintext"]
+    worst = keyless.groupby("records_behind")["share"].max()
+    above = worst.index[worst > bar]
+    return int(worst.index[worst.index > (above.max() if len(above) else 0)].min())

@@ -1,0 +1,39 @@
+"""The minimum of ``infl:hardened`` is what was measured: the committed table says it, and single cells can be measured again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from infl.hardened import Hardened
+from tests.infl.hardened_limits import cohort, measure, needed
+
+TABLE = Path(__file__).parents[2] / "docs" / "hardened.csv"
+
+
+def test_the_default_minimum_is_the_measured_one() -> None:
+    table = pd.read_csv(TABLE)
+    assert set(table["data"]) == {"pbmc68k", "kang"}
+    assert needed(table) == Hardened().minimum
+    assert bool((table["low"] <= table["share"]).all() and (table["share"] <= table["high"]).all())
+
+
+def test_needed_takes_the_worst_attack_without_plaintext() -> None:
+    rows = [(1, "gram_search", 1.0), (64, "overlap", 0.8), (64, "norms", 0.0), (128, "overlap", 0.04), (128, "known_plaintext", 0.9)]
+    table = pd.DataFrame(rows, columns=["records_behind", "attack", "share"])
+    assert needed(table) == 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "attack", "low", "high"), [(1, "gram_search", 0.95, 1.0), (64, "overlap", 0.5, 1.0)])
+def test_cells_of_the_table_come_out_again(size: int, attack: str, low: float, high: float) -> None:
+    rows = {row["attack"]: row for row in measure(cohort("pbmc68k"), 2.0, size, 0)}
+    assert low <= rows[attack]["share"] <= high
+
+
+@pytest.mark.slow
+def test_at_the_minimum_nothing_above_chance_is_named() -> None:
+    for row in measure(cohort("pbmc68k"), 2.0, Hardened().minimum, 0):
+        assert row["low"] <= 0.0, row
