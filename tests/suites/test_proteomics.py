@@ -70,13 +70,13 @@ def test_gaps_are_filled_by_auxiliary_records_and_no_training_record_moves_an_in
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_centralised_network_holds_its_own_beside_logistic_regression(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within four points over three seeds: about 80, 50 and 20 test records a seed."""
+    """Within four points over ten seeds: about 90, 65 and 25 test records a seed, so that three seeds of PAM50 say nothing yet."""
     monkeypatch.setenv("INFL_BENCH_DATA", str(real()))
     gaps = []
-    for seed in range(3):
+    for seed in range(10):
         bench = Bench(cell(suite, "centralized", seed), None)
         trained = bench.train([bench.assignment()], target=False)[0]
         found = bench.utilities(bench.predict(trained.secret), trained.finals[0])
         gaps.append({m.metric: m.value for m in bench.yardsticks(found)}["accuracy:above_logistic_regression"])
         print(suite, seed, found["accuracy"], gaps[-1])
-    assert sum(gaps) / 3 >= -0.04
+    assert sum(gaps) / len(gaps) >= -0.04

@@ -23,6 +23,7 @@ from suites.tasks.spatial_domains import SpatialDomains, bins, components
 from tests.suites.cohorts.test_downloads import real
 
 GENES = 9
+MOVED = 320 + 7 * 20 + 9  # in the second section, at the corner of its tile: its neighbours lie in four tiles
 
 
 def write(folder: Path, *, place: bool = True, shift: float = 0.0) -> str:
@@ -32,7 +33,7 @@ def write(folder: Path, *, place: bool = True, shift: float = 0.0) -> str:
     layer = np.minimum(grid[:, 0] // 7, 2).astype(int)
     mean = rng.normal(0, 1, (3, GENES))
     x = np.concatenate([mean[layer] + rng.normal(0, 1.2, (len(grid), GENES)) for _ in range(2)]).astype(np.float32)
-    x[-1] += shift
+    x[MOVED] += shift
     obs = pd.DataFrame({"layer": [f"L{v}" for v in np.tile(layer, 2)], "section": np.repeat(["s1", "s2"], len(grid))})
     obs.index = pd.Index([f"cell{i}" for i in range(len(obs))])
     data = anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(GENES)]))
@@ -78,13 +79,15 @@ def test_tiles_and_strips(tmp_path: Path) -> None:
 def test_neighbours_are_of_the_same_site_and_part(tmp_path: Path) -> None:
     """Moving one cell's values moves the inputs of cells of its own part and section, and of nobody else (the public units aside)."""
     prepared, moved = (prepare(spec(write(tmp_path, shift=shift)), None) for shift in (0.0, 50.0))
-    cell = len(prepared.pool.x) - 1
+    cell = MOVED
     parts = {"train": torch.cat(prepared.sites), "test": prepared.test, "validation": prepared.validation, "auxiliary": prepared.auxiliary}
     name = next(name for name, rows in parts.items() if cell in rows.tolist())
     assert name != "auxiliary", "choose another seed: the moved cell must not set the public units"
     touched = (prepared.pool.x != moved.pool.x).any(1).nonzero().squeeze(1).tolist()
     assert cell in touched
-    assert 5 < len(touched) < 60
+    assert 1 < len(touched) < 60
+    near = torch.cdist(prepared.pool.x[cell : cell + 1, -2:], prepared.pool.x[320:, -2:])[0].topk(9, largest=False).indices + 320
+    assert not set(near.tolist()) <= set(parts[name].tolist()), "choose another seed: no neighbour lies in another part"
     assert set(touched) <= set(parts[name].tolist())
     assert min(touched) >= len(prepared.pool.x) // 2  # the second section
 
