@@ -29,8 +29,11 @@ def data_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
     terms = [("Cohort", ", ".join(dict.fromkeys(results["data"])) or str(cohort.get("name") or words.MISSING))]
     counted = [f"{cohort[what]} {what}" for what in ("records", "features", "classes", "persons") if cohort.get(what) is not None]
     terms += [("Size", ", ".join(counted))] if counted else []
-    if cohort.get("transform") not in (None, "", "none"):
-        terms.append(("Transform of the stored values", str(cohort["transform"])))
+    if cohort.get("transform"):
+        transform = str(cohort["transform"])
+        terms.append(
+            ("Transform of the stored values", "none: they are no counts, or are used as stored" if transform == "none" else transform)
+        )
     terms += [(title, str(cohort[name])) for title, name in (("Source", "citation"), ("Licence", "licence")) if cohort.get(name)]
     split, parts = dict(request.get("split") or {}), dict(cohort.get("parts") or {})
     shares = [_share(part, split.get(part), parts.get(part)) for part in _PARTS]

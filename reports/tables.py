@@ -34,7 +34,7 @@ _TEX_SIGNS: Final = {
 } | {sign: f"$^{{{plain}}}$" for sign, plain in zip("⁻⁰¹³⁴⁵⁶⁷⁸⁹", "-013456789", strict=True)}  # fmt: skip
 
 
-_WORKS: Final = "works on FedAvg"
+_WORKS: Final = "shown to work on FedAvg"
 _MEANS_NOTHING: Final = "silence that means nothing"
 
 

@@ -24,6 +24,7 @@ from reports.schema import GOALS, HEADLINE_KEYS, upper_bound
 
 WITHOUT = "without"  # key of a headline row: the worst over the adversaries who do not hold the key
 GROUP = ["suite", "task", "data", "defense", "goal", "view", "key"]
+GUESSES = "every attack does worse than guessing, so guessing is what this adversary would do"
 COLUMNS = [*GROUP, "leakage", "low", "high", "n_seeds", "n_attacks", "attack", "attack_key", "status", "reason"]
 
 
@@ -55,8 +56,16 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
     scored = scored.assign(candidate=candidate)
     values, lows, highs = (_grid(scored, name) for name in ("value", "low", "high"))
     names = [name.split("\x1f") for name in dict.fromkeys(candidate)]
-    summary: dict[str, object] = {"n_attacks": len(names), "status": "ok"}
+    attacks = len(names)
+    summary: dict[str, object] = {"n_attacks": attacks, "status": "ok"}
     reasons = _failures(part)
+    if metric == "leakage":  # whoever does worse than guessing can guess, which is 0 on every seed
+        best = int(np.nanargmax(_means(values)))
+        reasons += [GUESSES] if (_means(values) < 0).all() else []
+        seen = np.isfinite(values).any(0)
+        guess = [np.where(seen, 0.0, np.nan), np.where(seen, 0.0, np.nan), np.where(seen, np.fmax(highs[best], 0.0), np.nan)]
+        values, lows, highs = (np.vstack([grid, row]) for grid, row in zip((values, lows, highs), guess))
+        names.append(names[best])
     chosen, seeds = crossfit(values)
     if len(seeds):
         scores = values[chosen, seeds]
@@ -66,10 +75,8 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
         seeds = np.unique(np.argwhere(np.isfinite(values))[:, 1])[:1]  # nothing to cross: choice and score on one seed
         most = int(np.nanargmax(values[:, seeds[0]]))
         scores = values[most, seeds]
-        low, high = _widened(float(scores[0]), (float(lows[most, seeds[0]]), float(highs[most, seeds[0]])), len(names), level)
-        reasons.insert(
-            0, f"one seed: the worst of {len(names)} was chosen and scored on it, which overstates" if len(names) > 1 else "one seed"
-        )
+        low, high = _widened(float(scores[0]), (float(lows[most, seeds[0]]), float(highs[most, seeds[0]])), attacks, level)
+        reasons.insert(0, f"one seed: the worst of {attacks} was chosen and scored on it, which overstates" if attacks > 1 else "one seed")
     summary |= {"leakage": float(scores.mean()), "low": low, "high": high, "n_seeds": len(seeds)}
     return summary | {"attack": names[most][0], "attack_key": names[most][1], "reason": "; ".join(reasons)}
 

@@ -55,14 +55,16 @@ def request(
     columns = {name: value for name, value in (("label", label), ("site", site), ("person", person)) if value is not None}
     source = spec.data.model_dump(exclude_defaults=True)
     if data is not None:
-        is_file = data.endswith((".h5ad", ".h5")) or "/" in data
+        is_file = data.lower().endswith((".h5ad", ".h5")) or "/" in data or Path(data).exists()
         source = {"path" if is_file else "name": data}
     changed = config.override(
         spec,
         task=task,
         data={**source, **columns} if data or columns else None,
         partition={**spec.partition.model_dump(), "kind": "column"} if site else None,
-        defenses=list(defenses) if defenses else None,
+        split={**spec.split.model_dump(), "unit": "person"} if person else None,  # a person's records never straddle
+        title=f"{spec.suite} on {Path(data).stem}" if data is not None else None,
+        defenses=list(defenses) if defenses is not None else None,
         attacks=list(attacks) if attacks is not None else None,
         seeds=seeds,
         references=references,
@@ -70,7 +72,8 @@ def request(
         device=device,
     )
     chosen = resolve_device(changed.device)
-    where = Path(out) if out is not None else Path("infl-bench-out") / changed.suite
+    folder = changed.suite if data is None else f"{changed.suite}-{Path(data).stem}"  # another cohort never overwrites the first
+    where = Path(out) if out is not None else Path("infl-bench-out") / folder
     return Request(plan(changed, chosen, functions), text, where, chosen, command)
 
 
@@ -88,7 +91,7 @@ def run(
     Parameters
     ----------
     suite : name from the catalogue, or a YAML file
-    out : folder for store, tables and report; default ``infl-bench-out/<suite>``
+    out : folder for store, tables and report; default ``infl-bench-out/<suite>``, or ``<suite>-<data>`` where data is given
     workers : processes at a time; default one a core
     report : whether to draw ``out/report``
     tell : called after each change with a ``Progress``

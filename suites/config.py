@@ -86,6 +86,13 @@ class ThreatSpec(Strict):
             return {**given, "key": "partial", "key_fraction": str(given["key"]).removeprefix("partial:")}
         return given
 
+    @model_validator(mode="after")
+    def _measured(self) -> ThreatSpec:
+        if self.active or self.colluders or self.unit in ("site", "condition"):
+            asked = "active: true" if self.active else f"colluders: {self.colluders}" if self.colluders else f"unit: {self.unit}"
+            raise ValueError(f"{asked} is not measured yet, and a row that says so would mislead; leave it out")
+        return self
+
     @property
     def key_label(self) -> str:
         return f"partial:{self.key_fraction:g}" if self.key == "partial" else self.key

@@ -13,7 +13,17 @@ from suites.errors import RequestError, did_you_mean
 
 NAME = "standard"
 MEMBERS: Mapping[str, tuple[str, ...]] = {
-    "reconstruction": ("closed_form", "row_space", "row_space_of_sum", "cosine_inversion_of_sum"),
+    "reconstruction": (
+        "closed_form",
+        "norms",
+        "norms_of_sum",
+        "gram_search",
+        "gram_search_of_sum",
+        "principal_components",
+        "row_space",
+        "row_space_of_sum",
+        "cosine_inversion_of_sum",
+    ),
     "membership": (
         "loss_threshold",
         "modified_entropy",

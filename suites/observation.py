@@ -91,7 +91,11 @@ class Seen:
         self._modules: dict[int, tuple[Secret | None, nn.Module]] = {}
         self._drawn: dict[int, Secret | None] = {}
         n = len(scene.auxiliary) if threat.auxiliary <= 0 else min(threat.auxiliary, len(scene.auxiliary))
-        self.auxiliary = Records(scene.auxiliary.x[:n], scene.auxiliary.y[:n])
+        if n < len(scene.auxiliary):  # drawn: the file's order may be by class
+            chosen = torch.randperm(len(scene.auxiliary), generator=stream("auxiliary records of a threat", n))[:n]
+            self.auxiliary = Records(scene.auxiliary.x[chosen], scene.auxiliary.y[chosen])
+        else:
+            self.auxiliary = Records(scene.auxiliary.x, scene.auxiliary.y)
         self.candidates = scene.candidates
 
     @property

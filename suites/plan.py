@@ -182,7 +182,7 @@ class _Planner:
             "attack": attack.ref,
             "threat": threat.model_dump(mode="json"),
             "references": self.suite.references if reads else 0,
-            "budget": self.suite.budget,
+            "budget": self._budget(attack),
         }
         inputs = {"train": target.id, **{f"reference:{k}": cell.id for k, cell in enumerate(reads)}}
         return self._cell("attack", spec, (attack,), self._columns(layers, seed, attack, threat), inputs)
@@ -217,8 +217,12 @@ class _Planner:
             "key": threat.key_label if threat else "",
             "seed": seed,
             "unit": threat.unit if threat else self.suite.split.unit,
-            "budget": self.suite.budget if attack else 1.0,
+            "budget": self._budget(attack) if attack else 1.0,
         }
+
+    def _budget(self, attack: Plugin) -> float:
+        """The suite's, for attacks that have an effort to multiply."""
+        return self.suite.budget if "budget" in (attack.facts.parameters or ()) else 1.0
 
     def _cell(self, stage: Stage, spec: Spec, plugins: Sequence[Plugin], columns: Spec, inputs: Mapping[str, str] | None = None) -> Cell:
         call = self.functions[stage]

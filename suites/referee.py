@@ -274,6 +274,8 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     threat = Threat(**spec["threat"])
     plugin = registry.find("attacks", spec["attack"])
     attack: Attack = plugin.make()
+    if spec["budget"] != 1 and hasattr(attack, "budget"):
+        attack.budget = max(1, round(attack.budget * spec["budget"]))
     name = registry.portable(spec["attack"])
     where = {"attack": name, "goal": attack.goal, "view": threat.view, "key": threat.key_label}
     reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
@@ -388,7 +390,16 @@ class Trial:
         return self.bench.stack.channel is not None or ("probe_sums" in attack.needs and "probes" not in attack.needs)
 
     def _score_membership(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
-        return score_membership(guess.value, self.bench.prepared.member, groups=self.scene.candidates.person), self._roc(guess)
+        asked, person = self._asked(), self.scene.candidates.person
+        measures = score_membership(guess.value[asked], self.bench.prepared.member[asked], groups=None if person is None else person[asked])
+        return measures, self._roc(guess)
+
+    def _asked(self) -> Tensor:
+        """The candidates whose membership is a question: a site knows its own records."""
+        prepared = self.bench.prepared
+        if self.threat.view != "site":
+            return torch.ones(len(prepared.candidates), dtype=torch.bool)
+        return ~torch.isin(prepared.candidates, prepared.sites[0])
 
     def _score_audit(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
         if not self.bench.spec.get("inserts"):
@@ -399,10 +410,11 @@ class Trial:
     def _roc(self, guess: Guess) -> list[Row]:
         from reports.roc import roc_points
 
-        scores = guess.value.double()
+        asked = self._asked()
+        scores = guess.value.double()[asked]
         silent = scores.isnan()  # scored at the median, as the scorer does
         held = scores[~silent].median() if not bool(silent.all()) else torch.zeros((), dtype=scores.dtype)
-        curve = roc_points(torch.where(silent, held, scores).numpy(), self.bench.prepared.member.numpy())
+        curve = roc_points(torch.where(silent, held, scores).numpy(), self.bench.prepared.member[asked].numpy())
         return [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
 
     def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:

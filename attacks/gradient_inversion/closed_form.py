@@ -3,8 +3,9 @@
 Sources: Phong et al. 2018 (one record), Geiping et al. 2020 (any dense layer). Three cases, told apart by what the adversary sees:
 
 - *plain*: the rows agree; x comes back with scale and sign.
-- *keyed rows*: a key scales row i by s_i, so dW is still of rank one and x its right singular vector; the sign is the majority of
-  the rows' and the scale that of a typical auxiliary record.
+- *keyed rows*: a key scales row i by s_i, so dW is still of rank one and x its right singular vector, and dW_i x / (db_i |x|) = s_i |x|.
+  The public client algorithm says s_i for a record of the adversary's own, under the held key (then x is exact) or one of its drawing;
+  without such a record the sign is the majority of the rows' and the scale that of a typical one.
 - *noise*: dW is a rank-one spike in noise. Its singular vector is shrunk by the cosine that the spiked model predicts from the spectrum
   (Benaych-Georges and Nadakuditi 2012), down to the prior mean 0 below the detection threshold.
 
@@ -13,6 +14,7 @@ For a batch each row is a weighted mean of records: the rows whose ratio looks m
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -20,10 +22,12 @@ from torch import Tensor
 
 from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count
-from suites.contracts import Goal, Guess, Observation, Sees, Target
+from suites.contracts import Goal, Guess, Observation, Params, Sees, Target
 
-AGREE = 0.05  # relative spread of the rows' scales up to which no key is suspected
+AGREE = 1e-3  # spread of the rows' scales up to which no key is suspected (1 - cosine)
+NEARLY = 0.05  # and up to which their mean says more of the length than a typical record does
 UNDECIDED = 0.5  # votes below this leave the sign to the auxiliary records
+_OWN_RECORDS = 8  # of the adversary's own that are sent through the public client
 CLEAN = 1e-3  # second over first singular value up to which a message counts as free of noise
 
 
@@ -40,6 +44,8 @@ class ClosedForm:
         values, trust, proven, kinds = [], [], [], set()
         for target in seen.targets:
             raw, confidence, kind = invert(target, features, norm, public)
+            if kind == "keyed rows":
+                raw = measured(seen, target, raw, features)
             value = seen.restore(raw.float(), key)
             outputs = seen.predict(target.params, public, key).detach() if len(public) else None
             labels = label_list(target, classes, outputs)
@@ -66,11 +72,41 @@ def invert(target: Target, features: int, norm: float, public: Tensor) -> tuple[
     vote = float((left * bias).sum() / (left.norm() * bias.norm()).clamp_min(1e-300))  # 1 where all rows agree
     noisy = cosine < 1 - CLEAN**2
     plain = abs(vote) > 1 - AGREE
+    mean = direction * (spike * (left @ bias) / (bias @ bias).clamp_min(1e-300))
     if plain and not noisy:
-        return (direction * (spike * (left @ bias) / (bias @ bias)))[None], cosine, "plain"
+        return mean[None], cosine, "plain"
+    if abs(vote) > 1 - NEARLY and not noisy:
+        return mean[None], cosine, "keyed rows"
     signs = (left * bias).sign()
     majority = vote * len(left) ** 0.5 if noisy else float(signs.sum() / signs.abs().sum().sqrt())  # in standard deviations of a coin's
     return (_signed(direction, majority, public) * norm * cosine)[None], cosine, "noise" if noisy else "keyed rows"
+
+
+def measured(seen: Observation, target: Target, raw: Tensor, features: int) -> Tensor:
+    """``raw`` [1, F'] with the length and sign that the same rows' response to an own record gives; unchanged where that cannot be had."""
+    public = seen.auxiliary
+    if not len(public) or raw.shape[1] != features:
+        return raw
+    key = seen.key if seen.key is not None else seen.draw_key(0)
+    classes = known_count(seen.known, "classes")
+    one_gradient = replace(target, optimiser="gradient", steps=1, batch=1)
+    rows, trust = _lengths(as_gradient(target), raw[0], features)
+    own, known = torch.zeros_like(rows), torch.zeros_like(trust)
+    for i in range(min(_OWN_RECORDS, len(public))):  # a row that is off for one record is on for another
+        label = torch.nn.functional.one_hot(public.y[i : i + 1], classes).to(public.x.dtype)
+        said, clear = _lengths(seen.simulate(one_gradient, public.x[i : i + 1], label, key), public.x[i], features)
+        own, known = torch.where(clear > known, said, own), torch.maximum(clear, known)
+    ratio, clear = rows / own, trust * known
+    good = ratio.isfinite() & (clear >= clear[ratio.isfinite()].median()) if bool(ratio.isfinite().any()) else ratio.isfinite()
+    return raw * ratio[good].median() if bool(good.any()) else raw
+
+
+def _lengths(gradient: Params, x: Tensor, features: int) -> tuple[Tensor, Tensor]:
+    """dW_i x / (db_i |x|^2) [H]: row i's scale times the true record's length along ``x`` in units of ``x``; and how clear that is."""
+    layer = first_linear(gradient, features)
+    assert layer.bias is not None  # as in every "keyed rows" case
+    weight, bias, x = gradient[layer.weight].detach().double(), gradient[layer.bias].detach().double(), x.double()
+    return weight @ x / (bias * x.square().sum()), bias.abs() / bias.abs().max().clamp_min(1e-300)
 
 
 def _spike(weight: Tensor) -> tuple[Tensor, Tensor, float, float]:

@@ -23,7 +23,7 @@ ROW, COLUMN = 0.42, 0.86  # inches
 _CHARS = 105  # of a line of reasons
 _SLANT = 38  # degrees
 _FAILED = "#c0392b"
-_WEAK = "; takes nothing on FedAvg"
+_WEAK = "; not shown to work on FedAvg"
 
 
 def heatmap(results: pd.DataFrame, *, table: list[Cell] | None = None, power: Power | None = None) -> Figure:

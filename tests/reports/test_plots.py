@@ -80,8 +80,8 @@ def test_plane_clips_pictures_only_and_points_at_what_it_clips(table: pd.DataFra
     hit = (
         (far["defense"] == "dp_sgd:epsilon=8") & (far["metric"] == "leakage") & (far["goal"] == "reconstruction") & (far["role"] == "score")
     )
-    far.loc[hit, ["value", "low", "high"]] = (-3.0, -3.2, -2.8)
-    assert standing(far, "reconstruction", "server", "without").set_index("defense").at["dp_sgd:epsilon=8", "leakage"] < -2.5
+    far.loc[hit, ["value", "low", "high"]] = (3.0, 2.8, 3.2)
+    assert standing(far, "reconstruction", "server", "without").set_index("defense").at["dp_sgd:epsilon=8", "leakage"] > 2.5
     axes = plane(far, "reconstruction", "server", "without").axes[0]
     marks = [line for line in axes.lines if line.get_marker() not in {"None", None, ""}]
     measured = [line for line in marks if line.get_markeredgecolor() != style.MUTED]

@@ -116,7 +116,7 @@ def test_twins_are_refused(suite: Path) -> None:
     with pytest.raises(RequestError, match=r"holds 'first\.py:First' twice"):
         planned(suite, attacks=[str(suite.parent / "first.py:First"), str(twin.parent / "first.py:First")])
     with pytest.raises(RequestError, match="threats holds"):
-        planned(suite, threats=[{"view": "server"}, {"view": "server", "colluders": 1}])
+        planned(suite, threats=[{"view": "server"}, {"view": "server", "auxiliary": 9}])
 
 
 def test_an_attack_must_state_its_goal_in_the_open(suite: Path) -> None:

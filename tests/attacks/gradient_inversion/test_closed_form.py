@@ -51,17 +51,36 @@ def test_a_certificate_needs_the_right_record() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.5])
-def test_keyed_rows_give_direction_sign_and_a_plausible_size(spread: float) -> None:
+def test_keyed_rows_give_the_direction_and_under_the_held_key_the_record(spread: float) -> None:
     x, y = records()
     scale = 1 + spread * normal(64, seed=8)
     module = nn.Sequential(KeyedRows(F, 64, scale), nn.ReLU(), nn.Linear(64, K))
     nn.init.normal_(module[0].weight, std=F**-0.5)
-    guess = run(observation(module, [probe(module, x[i : i + 1], y[i : i + 1]) for i in range(TARGETS)]))
+    targets = [probe(module, x[i : i + 1], y[i : i + 1]) for i in range(TARGETS)]
+    held = run(observation(module, targets))  # whose client has the true scales
+    assert max(float((value[0] - truth).norm() / truth.norm()) for value, truth in zip(held.value, x)) < 1e-3
+
+    alone = observation(module, targets)
+    alone.auxiliary = Records(alone.auxiliary.x[:0], alone.auxiliary.y[:0])  # nothing to liken the rows to
+    guess = run(alone)
     similar = torch.stack([cosine(value[0], truth) for value, truth in zip(guess.value, x)])
     assert bool((similar.abs() > 0.9999).all())
     assert int((similar > 0).sum()) >= TARGETS - 1  # the sign is a vote
     assert r2(guess.value, [row[None] for row in x]) > 0.5
     assert not bool(guess.certified.any())
+
+
+def test_scales_of_another_key_still_give_sign_and_about_the_length() -> None:
+    """As INFL's wrong keys: the true scales times one of their own each, within ten per cent."""
+    x, y = records()
+    scale = 1 + 0.5 * normal(64, seed=8)
+    module = nn.Sequential(KeyedRows(F, 64, scale), nn.ReLU(), nn.Linear(64, K))
+    nn.init.normal_(module[0].weight, std=F**-0.5)
+    targets = [probe(module, x[i : i + 1], y[i : i + 1]) for i in range(TARGETS)]
+    other = nn.Sequential(KeyedRows(F, 64, scale * (1 + 0.1 * normal(64, seed=9))), nn.ReLU(), nn.Linear(64, K))
+    other.load_state_dict(module.state_dict())
+    guess = run(observation(other, targets))
+    assert max(float((value[0] - truth).norm() / truth.norm()) for value, truth in zip(guess.value, x)) < 0.07
 
 
 def test_noise_shrinks_the_guess_instead_of_blowing_it_up() -> None:
