@@ -100,7 +100,8 @@ class Classification:
             warnings.simplefilter("ignore")  # 200 steps are enough for a yardstick
             fitted = LogisticRegression(max_iter=200).fit(train.x.numpy(), train.y.numpy())
         outputs = torch.full((len(test), classes), -1e9)
-        outputs[:, torch.from_numpy(fitted.classes_)] = torch.from_numpy(fitted.predict_log_proba(test.x.numpy())).float()
+        p = torch.from_numpy(fitted.predict_proba(test.x.numpy())).double()
+        outputs[:, torch.from_numpy(fitted.classes_)] = p.clamp_min(1e-300).log().float()  # a share of zero is no missing answer
         return {"logistic_regression": outputs}
 
     def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:

@@ -42,6 +42,17 @@ def test_logistic_regression_says_what_scikit_learn_says() -> None:
     assert set(outputs.argmax(-1).tolist()) <= {1, 2}
 
 
+def test_a_sure_answer_counts() -> None:
+    """Where a class has probability zero its logarithm is no number, and utility takes such rows for those of a diverged model."""
+    x = torch.cat([torch.full((30, 400), -1.0), torch.full((30, 400), 1.0)])
+    y = torch.cat([torch.zeros(30), torch.ones(30)]).long()
+    test = Records(300 * x, y)
+    task = Classification()
+    outputs = task.baselines(Records(x, y), test, 2)["logistic_regression"]
+    assert bool(outputs.isfinite().all())
+    assert task.utility(outputs, y, 2)["accuracy"] == 1.0
+
+
 def test_the_difference_is_better_when_positive_whatever_the_direction() -> None:
     found = {
         m.metric: m for m in measures({"accuracy": 0.8, "mse": 0.2}, {"simple": {"accuracy": 0.7, "mse": 0.5}}, 10, frozenset({"mse"}))
