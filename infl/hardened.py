@@ -26,7 +26,7 @@ class Hardened(Defense):
         The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation, which three known records undo.
     minimum : int
         Records that must stand behind every visible update; ``plan`` refuses a federation with a smaller site. The default was measured
-        with the suite's first layer of 64 units (docs/hardened.md): without key or plaintext up to 84 % of records are named where
+        with the suite's first layer of 64 units (docs/hardened.md): without key or plaintext up to 82 % of records are named where
         gradients of 64 records or fewer are in sight, at most 5 % above chance from 128 on. Up to the layer's width a gradient's row
         space holds every mixed record exactly, and batches that overlap isolate them; a wider first layer demands more.
     """

@@ -55,7 +55,7 @@ class Overlap:
         values, certain = [], []
         for target, own in zip(targets, within):
             known = own[: target.batch]
-            fill = torch.randint(len(x), (target.batch - len(known),), generator=rng)
+            fill = torch.randperm(len(x), generator=rng)[: target.batch - len(known)]  # a blind guess for the others
             values.append(torch.cat([x[placed[known]], x[fill.to(x.device)]]))
             certain.append(torch.cat([sure[known], torch.zeros(len(fill), dtype=torch.bool)]))
         return Guess(values, certified=torch.cat(certain), notes={"isolated": float(len(lines))})

@@ -118,8 +118,12 @@ def limits(name: str, spreads: Iterable[float] = SPREADS, sizes: Iterable[int] =
 
 
 def needed(table: pd.DataFrame, bar: float = 0.05) -> int:
-    """The smallest N from which on no attack without plaintext names more than ``bar`` above chance, at any spread and cohort."""
+    """The smallest N from which on no attack without plaintext names more than ``bar`` above chance, at any spread and cohort.
+
+    Seeds are repeats of a cell: their mean counts.
+    """
     keyless = table[table["attack"] != "known_plaintext"]
-    worst = keyless.groupby("records_behind")["share"].max()
+    cells = keyless.groupby(["data", "spread", "attack", "records_behind"])["share"].mean()
+    worst = cells.groupby("records_behind").max()
     above = worst.index[worst > bar]
     return int(worst.index[worst.index > (above.max() if len(above) else 0)].min())

@@ -22,7 +22,7 @@ def test_the_default_minimum_is_the_measured_one() -> None:
 
 def test_needed_takes_the_worst_attack_without_plaintext() -> None:
     rows = [(1, "gram_search", 1.0), (64, "overlap", 0.8), (64, "norms", 0.0), (128, "overlap", 0.04), (128, "known_plaintext", 0.9)]
-    table = pd.DataFrame(rows, columns=["records_behind", "attack", "share"])
+    table = pd.DataFrame(rows, columns=["records_behind", "attack", "share"]).assign(data="one", spread=2.0)
     assert needed(table) == 128
 
 
