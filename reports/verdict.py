@@ -23,6 +23,12 @@ REFERENCE = "fedavg"  # no defense at all
 Said = tuple[str, list[str]]  # a title and its sentences
 
 
+PROBED = (
+    "Reconstructed are the records behind the suite's probe messages (often a single record's gradient, sent through the whole defense): "
+    "the worst that a site can send, not what it sends after epochs over all its records."
+)
+
+
 def verdict(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame] | None = None) -> list[Said]:
     """What there is to say on utility, on each goal under each threat without the key, and on each key; empty without any result."""
     stands = standings(results) if stands is None else stands
@@ -81,7 +87,7 @@ def _leakage(table: pd.DataFrame, goal: str, view: str) -> Said:
         reasons = dict.fromkeys(note for note in table["note"] if note and note != NOT_ASKED)
         return title, [f"No attack applied to any defense ({'; '.join(reasons)})." if reasons else "No attack applied to any defense."]
     low, heard = known["leakage_low"], known["silent"] == ""
-    lines = []
+    lines = [PROBED] if goal == "reconstruction" else []
     for lead, part, named in (
         ("The worst attack takes more than guessing does", known[low > 0], True),
         ("Not told from guessing by these attacks", known[heard & (low <= 0)], False),
