@@ -17,6 +17,7 @@ from reports import schema, words
 from reports.intervals import over_seeds
 from reports.plots.style import ordered
 from reports.power import silences
+from reports.stats import SHARES
 from reports.worst import WITHOUT, worst_case
 
 NAN: Final = float("nan")
@@ -77,7 +78,10 @@ def utilities(results: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
     rows = results[(results["role"] == "utility") & (results["status"] == "ok")]
     if metric is not None:
         rows = rows[rows["metric"] == metric]
-    return _over_seeds(rows, ["defense", "metric"])
+    table = _over_seeds(rows, ["defense", "metric"])
+    shares = table["metric"].isin(SHARES)
+    table.loc[shares, ["low", "high"]] = table.loc[shares, ["low", "high"]].clip(0, 1)  # what a share can be
+    return table
 
 
 def limits(results: pd.DataFrame) -> tuple[float, float, float, str]:

@@ -28,7 +28,7 @@ from reports.intervals import (
     t_interval,
 )
 from reports.roc import CONVENTION, advantage, auc, roc_band, roc_points, tpr_at
-from reports.schema import CELL, OPTIONAL
+from reports.schema import CAPPED, CELL, OPTIONAL
 from reports.worst import worst_case
 
 __all__ = [
@@ -55,6 +55,12 @@ __all__ = [
 ]
 
 
+SHARES = frozenset(
+    {"accuracy", "balanced_accuracy", "macro_f1", "f1_macro", "weighted_f1", "f1_weighted", "auc", "weighted_auc", "auc_weighted", "tpr"}
+    | {"exact", "reidentified", "chance_reidentified", "certified", "top_overlap"}
+)
+
+
 def summarise(df: pd.DataFrame) -> pd.DataFrame:
     """One row a cell and metric, over its seeds.
 
@@ -79,7 +85,19 @@ def summarise(df: pd.DataFrame) -> pd.DataFrame:
             | {"status": _status(status), "reason": "; ".join(dict.fromkeys(text for text in reason if text))}
         )
     found = pd.DataFrame(rows, columns=["value", "low", "high", "n", "n_seeds", "direction", "role", "status", "reason"])
-    return pd.concat([df.iloc[order[starts]][columns].reset_index(drop=True), found], axis=1)
+    return _possible(pd.concat([df.iloc[order[starts]][columns].reset_index(drop=True), found], axis=1))
+
+
+def _possible(summary: pd.DataFrame) -> pd.DataFrame:
+    """Intervals cut to the values that a metric can take, which costs no coverage."""
+    head = summary["metric"].str.replace(r"^(metric:|opened:)|(@.*)$", "", regex=True)
+    shares = head.isin(SHARES)
+    summary.loc[shares, "low"] = summary.loc[shares, "low"].clip(lower=0)
+    leaks = (head == "leakage") & summary["goal"].isin(CAPPED)
+    topped = shares | leaks | head.isin(("r2", "cosine", "advantage"))
+    topped &= ~(summary["value"] > 1)  # whatever is above its own top keeps its interval, to be seen
+    summary.loc[topped, "high"] = summary.loc[topped, "high"].clip(upper=1)
+    return summary
 
 
 def paired_difference(df: pd.DataFrame, a: Mapping[str, str], b: Mapping[str, str], metric: str | None = None) -> pd.DataFrame:

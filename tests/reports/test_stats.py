@@ -436,3 +436,17 @@ def test_statistics_import_no_torch() -> None:
 def test_reexports_are_complete() -> None:
     assert all(hasattr(stats, name) for name in stats.__all__)
     assert set(itertools.chain(vars(intervals), vars(roc))) >= set(stats.__all__) - {"worst_case", "summarise", "paired_difference"}
+
+
+def test_intervals_stay_within_what_a_metric_can_be() -> None:
+    """Two seeds far apart: the t interval of an AUC would reach beyond 1, and that of an accuracy below 0."""
+    rows = table({"a": [0.8, 0.99]}, metric="auc")
+    row = stats.summarise(rows).iloc[0]
+    assert row["low"] >= 0
+    assert row["high"] == 1
+    low = stats.summarise(table({"a": [0.02, 0.3]}, metric="tpr@1%")).iloc[0]
+    assert low["low"] == 0
+    worst_of = stats.worst_case(table({"a": [0.8, 0.99]})).iloc[0]
+    assert worst_of["high"] == 1
+    free = stats.summarise(table({"a": [3.0, 9.0]}, metric="relative_error")).iloc[0]
+    assert free["low"] < 0  # a metric without a known range is left alone
