@@ -274,7 +274,7 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     threat = Threat(**spec["threat"])
     plugin = registry.find("attacks", spec["attack"])
     attack: Attack = plugin.make()
-    if spec["budget"] != 1 and hasattr(attack, "budget"):
+    if spec.get("budget", 1) != 1 and hasattr(attack, "budget"):
         attack.budget = max(1, round(attack.budget * spec["budget"]))
     name = registry.portable(spec["attack"])
     where = {"attack": name, "goal": attack.goal, "view": threat.view, "key": threat.key_label}
