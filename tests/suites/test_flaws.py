@@ -15,11 +15,11 @@ from baselines.dp_sgd import DPSGD
 from baselines.early_stopping import EarlyStopping
 from infl.published import Published
 from suites.api import carry_out, request
+from suites.bench import Bench
 from suites.config import load
 from suites.contracts import Federation, Local, Probe, RequestError, Shape
 from suites.federation import Assignment, Pool, Trained, call, train
 from suites.randomness import stream
-from suites.referee import Bench
 from suites.stack import Stack
 from suites.tasks.classification import Classification
 

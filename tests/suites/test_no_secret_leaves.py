@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from suites.api import Request, carry_out, request
+from suites.bench import Bench
 from suites.contracts import Secret
-from suites.referee import Bench, train_cell
+from suites.referee import train_cell
 from tests.secret_scan import find_secret
 
 SUITE = """suite: leaks

@@ -158,6 +158,8 @@ def test_an_attacks_code_is_not_in_the_training_key() -> None:
     train = closure("suites.referee:train_cell")
     assert "suites.federation" in train
     assert not [name for name in train if name.startswith("attacks")]
+    assert "suites.trial" not in train  # nor how a guess is scored
+    assert "suites.trial" in closure("suites.referee:attack_cell")
 
 
 def test_sight_by_view_and_defense() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from suites.bench import Bench
 from suites.cohorts.load import load as load_cohort
 from suites.config import load
 from suites.plan import plan
-from suites.referee import Bench
 from tests.suites.cohorts.test_downloads import real
 
 SUITES = ("proteomics", "proteomics_tumour", "proteomics_pam50")

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
+from suites.bench import Bench
 from suites.config import load
 from suites.plan import plan
-from suites.referee import Bench
 
 SUITE, _ = load("quickstart")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from suites.bench import Bench
 from suites.contracts import Records
-from suites.referee import Bench
 from suites.tasks.classification import Classification
 from suites.yardsticks import measures
 

@@ -13,10 +13,12 @@ from attacks.audit.designed import DesignedCanaries, designed
 from attacks.audit.matched_filter import silent
 from suites import registry
 from suites.auditing.insertion import SITE, insert
+from suites.bench import Bench
 from suites.checks import check_attack
 from suites.contracts import Claim, Records, RequestError, Threat
-from suites.referee import Bench, Trial, train_cell
+from suites.referee import train_cell
 from suites.scoring_audit import score_audit
+from suites.trial import Trial
 
 DESIGNED, RANDOM = "designed_canaries:count=256", "random_canaries:count=256"
 BOUNDS = ("epsilon_lower", *(f"epsilon_lower:{name}" for name in ("clopper_pearson", "multi_split", "one_run", "one_run_f_dp")))

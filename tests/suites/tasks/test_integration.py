@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
+from suites.bench import Bench
 from suites.clipping import ClippedSum
 from suites.cohorts.spec import DataSpec
 from suites.config import load
 from suites.contracts import Records, RequestError
 from suites.plan import plan
 from suites.prepared import prepare
-from suites.referee import Bench
 from suites.tasks.integration import ASIDE, Integration
 from suites.tasks.layout import Layout
 from tests.suites.cohorts.test_downloads import real

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
+from suites.bench import Bench
 from suites.cohorts.spec import DataSpec
 from suites.config import load
 from suites.contracts import Records, RequestError
 from suites.plan import plan
-from suites.referee import Bench
 from suites.tasks.layout import Layout
 from suites.tasks.perturbation import Perturbation, genes_of, neighbours
 from tests.suites.cohorts.test_downloads import real

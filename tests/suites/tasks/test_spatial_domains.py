@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
+from suites.bench import Bench
 from suites.cohorts.spec import DataSpec
 from suites.config import load
 from suites.contracts import RequestError
 from suites.plan import plan
 from suites.prepared import prepare
-from suites.referee import Bench
 from suites.tasks.layout import Layout
 from suites.tasks.spatial_domains import SpatialDomains, bins, components
 from tests.suites.cohorts.test_downloads import real

@@ -1,0 +1,204 @@
+"""What one (task, defense, seed) has in common: its data, its planned stack, its coordinates; and the columns of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from suites import registry, yardsticks
+from suites.auditing.insertion import Inserting, insert
+from suites.contracts import (
+    Federation,
+    Local,
+    Params,
+    Probe,
+    Secret,
+    Shape,
+    Task,
+)
+from suites.federation import PEEKS, POOLED, Assignment, Trained, build, call, train
+from suites.lanes import wire
+from suites.prepared import Prepared, prepare
+from suites.randomness import keys, stream
+from suites.scoring import (
+    Measure,
+)
+from suites.stack import Stack
+from suites.tasks.structured import UNTRAINED, Structured
+
+Row = dict[str, Any]
+CLAIM, REFERENCES = "claim.json", "references.safetensors"  # files of a train and of a reference cell
+
+
+class Bench:
+    """Everything that one (task, defense, seed) has in common: its data, its planned stack, its coordinates."""
+
+    def __init__(self, spec: Mapping[str, Any], cache: Path | None) -> None:
+        torch.set_num_threads(1)
+        self.spec = spec
+        data = spec["data"].get("name") or Path(str(spec["data"]["path"])).stem
+        self.where = (spec["suite"], registry.portable(spec["task"]), data, "seed", spec["seed"])
+        self.prepared: Prepared = self._inserted(prepare(spec, cache))
+        self.task: Task = registry.find("tasks", spec["task"]).make()
+        if isinstance(self.task, Structured) and self.prepared.layout is not None:
+            self.task.learn(self.prepared.layout, self.prepared.public)
+        self.defense: str = registry.portable(spec["defense"])  # names it in tables and coordinates, wherever its file lies
+        settings = dict(spec["federation"])
+        given = Local(**settings.pop("local", {}))
+        flaws = frozenset(settings.pop("flaws", ()))
+        sites = len(self.prepared.sites)
+        stack = Stack([plugin.make() for plugin in registry.stack(spec["defense"])], self.prepared.layout)
+        self.federation = stack.protocol(
+            Federation(topology=stack.topology, sites=sites, local=stack.local(given), flaws=flaws, **settings)
+        )
+        sizes = [len(site) for site in self.prepared.sites]
+        if POOLED in self.federation.flaws and stack.topology == "federated":
+            sizes.append(sum(sizes))
+            self.federation = replace(self.federation, sites=len(sizes))
+        self.shape = Shape(
+            tuple([sum(sizes)] if stack.topology == "centralized" else sizes), self.prepared.pool.x.shape[1], self.prepared.pool.classes
+        )
+        self.stack: Stack = stack.plan(self.federation, self.shape)
+
+    def _inserted(self, prepared: Prepared) -> Prepared:
+        """With the records that an attack brings, each by a coin of the referee's own."""
+        if not self.spec.get("inserts"):
+            return prepared
+        name = registry.portable(self.spec["inserts"])
+        attack: Inserting = registry.find("attacks", self.spec["inserts"]).make()
+        return insert(prepared, attack, stream(*self.where, "canaries", name), stream(*self.where, "inclusion", name))
+
+    def assignment(self) -> Assignment:
+        return Assignment(self.prepared.sites, (*self.where, "target"), (*self.where, "target", self.defense))
+
+    def reference_assignment(self, index: int) -> tuple[Assignment, Tensor]:
+        """The k-th reference federation and its inclusion mask over candidates and auxiliary records; independent of how many there are."""
+        own = (*self.where, "reference", index)
+        asked = torch.cat([self.prepared.candidates, self.prepared.auxiliary])
+        size = sum(len(site) for site in self.prepared.sites)
+        chosen = _draw_units(
+            asked, self.prepared.person if self.spec["split"].get("unit") == "person" else None, size, stream(*own, "inclusion")
+        )
+        included = torch.zeros(len(asked), dtype=torch.bool)
+        included[chosen] = True
+        records = asked[chosen]
+        if self.prepared.site_of is None:
+            sizes = [len(site) for site in self.prepared.sites]
+            cuts = torch.tensor(sizes).cumsum(0)[:-1] * len(records) // size
+            sites = tuple(part for part in records.tensor_split(cuts) if len(part) >= 2)
+        else:
+            home = self.prepared.site_of[records]
+            sites = tuple(part for site in torch.unique(home) if len(part := records[home == site]) >= 2)
+        return Assignment(sites, own, (*own, self.defense)), included
+
+    def probes(self) -> list[Probe]:
+        """Target records of each site, drawn once a seed and the same for every defense."""
+        made: list[Probe] = []
+        for number, spec in enumerate(self.spec.get("probes", ())):
+            for index in range(spec.get("gradients", 1)):
+                size = spec.get("batch", 1)
+                draw = stream(*self.where, "probe", number, index)
+                chosen = tuple(
+                    tuple(site[torch.randperm(len(site), generator=draw)[: min(size, len(site))]].tolist()) for site in self.prepared.sites
+                )
+                settings = {name: spec[name] for name in ("optimiser", "steps", "lr") if name in spec}
+                made.append(Probe(f"{number}.{index}", spec.get("round", 0), chosen, **settings))
+        return made
+
+    def train(self, assignments: Sequence[Assignment], *, target: bool) -> list[Trained]:
+        every = self.spec.get("engine", {}).get("keep_every", 1)
+        last = self.federation.rounds - 1
+        return train(
+            self.task,
+            self.stack,
+            self.federation,
+            self.prepared.pool,
+            assignments,
+            validation=self.prepared.test if PEEKS in self.federation.flaws else self.prepared.validation,
+            probes=self.probes() if target else (),
+            keep=lambda r: target and (r % every == 0 or r == last),
+            chunk=self.spec.get("engine", {}).get("chunk", 16),
+        )
+
+    def one_epoch(self) -> None:
+        """The first local epoch of every site once more, unrecorded: what ``flop`` counts."""
+        federation = replace(self.federation, rounds=1, local=replace(self.federation.local, epochs=1))
+        records = self.prepared.validation
+        train(self.task, self.stack, federation, self.prepared.pool, [self.assignment()], validation=records, keep=lambda _: False, chunk=1)
+
+    def secret(self) -> Secret | None:
+        return self.stack.secret(keys(*self.assignment().defense_coordinates, "secret"))
+
+    def predict(self, secret: Secret | None, *, keyless: bool = False) -> Any:
+        """A function (params, records) -> outputs under a secret (``keyless``: on the path without a key)."""
+        width = self.stack.prepare(self.prepared.pool.x[:1], secret).shape[1]
+        module = build(self.task, self.stack, width, self.prepared.pool.classes, secret, stream("skeleton"))
+        if keyless:
+            module = self.stack.without_key(module)
+
+        @torch.no_grad()
+        def outputs(params: Params, x: Tensor) -> Tensor:
+            return call(module, params, self.stack.prepare(x, None if keyless else secret))
+
+        return outputs
+
+    def utilities(self, predict: Any, params: Params) -> dict[str, float]:
+        test = self.prepared.test
+        return self.task.utility(predict(params, self.prepared.pool.x[test]), self.prepared.pool.y[test], self.prepared.pool.classes)
+
+    def floor(self) -> dict[str, float]:
+        y = self.prepared.pool.y
+        if isinstance(self.task, Structured):
+            test = self.prepared.records(self.prepared.test)
+            return self.task.utility(self.task.nothing(test), test.y, self.prepared.pool.classes)
+        return self.task.floor(y[torch.cat(self.prepared.sites)], y[self.prepared.test], self.prepared.pool.classes)
+
+    def yardsticks(self, metrics: Mapping[str, float]) -> list[Measure]:
+        """Beside a centralised network the task's simple methods, which see the same training records; beside any its own untrained start.
+
+        The start only where it says something: of a network that is told no labels it may do as well as the trained one.
+        """
+        prepared, task = self.prepared, self.task
+        train, test, classes = prepared.records(torch.cat(prepared.sites)), prepared.records(prepared.test), prepared.pool.classes
+        beside: dict[str, dict[str, float]] = {}
+        if self.stack.topology == "centralized" and isinstance(task, yardsticks.Compared):
+            beside |= {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}
+        if isinstance(task, Structured):
+            secret = self.secret()
+            width = self.stack.prepare(prepared.pool.x[:1], secret).shape[1]
+            start = stream(*self.assignment().coordinates, "initialisation")
+            beside[UNTRAINED] = self.utilities(self.predict(secret), wire(build(task, self.stack, width, classes, secret, start)))
+        return yardsticks.measures(metrics, beside, len(test), self.lower)
+
+    @property
+    def lower(self) -> frozenset[str]:
+        """The task's metrics of which less is better."""
+        return self.task.lower if isinstance(self.task, Structured) else frozenset()
+
+
+def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torch.Generator) -> Tensor:
+    """Positions in ``asked`` of about ``size`` records drawn at random; whole persons where the unit is the person."""
+    if person is None:
+        return torch.randperm(len(asked), generator=generator)[:size]
+    owners = person[asked]
+    unique = torch.unique(owners)
+    order = unique[torch.randperm(len(unique), generator=generator)]
+    counts = torch.stack([(owners == one).sum() for one in order]).cumsum(0)
+    taken = order[: max(1, int((counts <= size).sum()))]
+    positions = torch.isin(owners, taken).nonzero().squeeze(1)
+    return positions[torch.randperm(len(positions), generator=generator)]
+
+
+def cell_columns(bench: Bench) -> Row:
+    data = bench.spec["data"].get("name") or Path(str(bench.spec["data"]["path"])).stem
+    return {"suite": bench.spec["suite"], "task": bench.spec["task"], "data": data, "defense": bench.defense, "seed": bench.spec["seed"]}
+
+
+def row(bench: Bench, measure: Measure, *, goal: str, attack: str = "", view: str = "", key: str = "", status: str = "ok") -> Row:
+    row = {**cell_columns(bench), "attack": attack, "goal": goal, "view": view, "key": key, "status": status, **asdict(measure)}
+    return {**row, "unit": bench.spec["split"].get("unit", "record")}

@@ -1,0 +1,225 @@
+"""One threat against one recorded federation: the scene that an attack sees, and the scoring of its guess by who knows the truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from suites import registry, transcript
+from suites.auditing.insertion import SITE
+from suites.bench import CLAIM, REFERENCES, Bench, Row, cell_columns, row
+from suites.contracts import (
+    Attack,
+    Claim,
+    Guess,
+    Params,
+    Records,
+    Reference,
+    Skip,
+    Threat,
+)
+from suites.federation import build
+from suites.observation import Guarded, Scene, Seen
+from suites.randomness import keys, stream
+from suites.scoring import (
+    Measure,
+    as_control,
+    as_upper_bound,
+    score_key,
+    score_membership,
+    score_reconstruction,
+    score_vectors,
+)
+from suites.scoring_audit import score_audit
+from suites.scoring_rero import rero_measures
+
+DRAWABLE = ("pbmc68k", "synthetic")  # cohorts whose single records may be drawn beside their reconstructions
+_PRIORS = ("class_mean", "random_guess")  # controls that look at no message; the best of them is the prior of a reconstruction
+
+
+class Trial:
+    """One threat against one recorded federation: the scene, and the scoring of whatever an attack guesses there."""
+
+    def __init__(self, bench: Bench, threat: Threat, trained: Path, references: Sequence[Path]) -> None:
+        self.bench, self.threat, self.reference_folders = bench, threat, references
+        self.evidence = transcript.load(trained)
+        prepared = bench.prepared
+        self.secret = bench.secret()
+        self.adversary = keys(*bench.where, "adversary", bench.defense)
+        candidates = prepared.records(prepared.candidates)
+        if prepared.person is not None and threat.unit == "person":
+            candidates = Records(candidates.x, candidates.y, person=prepared.person[prepared.candidates])
+        self.truth: dict[str, Any] = {}
+        self.scene = Scene(
+            bench.task,
+            bench.stack,
+            bench.federation,
+            prepared.pool.classes,
+            prepared.pool.x.shape[1],
+            self.secret,
+            candidates,
+            prepared.records(prepared.auxiliary),
+            len(prepared.candidates) // 2 if bench.spec.get("inserts") else int(prepared.member.sum()),  # coins are the referee's
+            self.adversary,
+            self.references,
+            lambda: self.truth["value"],
+            prepared.records(prepared.sites[0]) if threat.view == "site" else None,
+            _claimed(trained),
+        )
+        self.seen = Seen(self.scene, self.evidence, threat)
+
+    def references(self, count: int) -> list[Reference]:
+        found: list[Reference] = []
+        for folder in self.reference_folders:
+            groups: dict[int, Params] = {}
+            included: dict[int, Tensor] = {}
+            for name, tensor in load_file(folder / REFERENCES).items():
+                index, _, own = name.partition("//")
+                if own == "included":
+                    included[int(index)] = tensor
+                else:
+                    groups.setdefault(int(index), {})[own.removeprefix("final//")] = tensor
+            for k, params in groups.items():
+                assignment, _ = self.bench.reference_assignment(k)
+                secret = self.bench.stack.secret(keys(*assignment.defense_coordinates, "secret"))
+                found.append(Reference(k, included[k], params, partial(self.bench.predict(secret), params)))
+        return sorted(found, key=lambda reference: reference.index)[:count]
+
+    def rng(self, attack: str) -> torch.Generator:
+        threat = self.threat
+        return stream(*self.bench.where, "attack", attack, self.bench.defense, threat.view, threat.key_label)
+
+    def guess(self, attack: Attack, name: str) -> tuple[Guess, Guarded]:
+        guarded = Guarded(self.seen, frozenset(attack.needs))
+        return attack.run(guarded, self.rng(name)), guarded
+
+    def run(self, attack: Attack, name: str, where: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
+        self.truth["value"] = self._truth(attack)
+        guess, guarded = self.guess(attack, name)
+        measures, curves = getattr(self, f"_score_{attack.goal}")(attack, guess)
+        measures += [
+            Measure(f"note:{note}", float(value), math.nan, math.nan, 1, "higher", "flag")
+            for note, value in guess.notes.items()
+            if isinstance(value, int | float)
+        ]
+        if guarded.upper_bound:
+            measures = as_upper_bound(measures, "the truth")
+        if getattr(attack, "control", False):
+            measures = as_control(measures)
+        return [row(self.bench, measure, **where) for measure in measures], [
+            {**cell_columns(self.bench), **where, **curve} for curve in curves
+        ]
+
+    # ---- truth and scores by goal
+
+    def _truth(self, attack: Attack) -> Any:
+        if attack.goal in ("membership", "audit"):
+            return self.bench.prepared.member.float()
+        if attack.goal == "reconstruction":
+            return self._records(attack)
+        return self.secret
+
+    def _records(self, attack: Attack) -> list[Tensor]:
+        """The records behind each target, in the order in which the observation lists them."""
+        x = self.bench.prepared.pool.x
+        found: list[Tensor] = []
+        for record in self.evidence.rounds:
+            for probe in record.probes:
+                if self._sums(attack):
+                    found.append(x[torch.tensor([i for site in probe.probe.records for i in site])])
+                else:
+                    found += [x[torch.tensor(probe.probe.records[message.site])] for message in probe.messages]
+        if not found:
+            raise Skip("no probe message crossed the wire here, so there is nothing to reconstruct")
+        return found
+
+    def _sums(self, attack: Attack) -> bool:
+        """Whether this attack's targets are sums: it asks for them, or a channel leaves nothing else."""
+        return self.bench.stack.channel is not None or ("probe_sums" in attack.needs and "probes" not in attack.needs)
+
+    def _score_membership(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        asked, person = self._asked(), self.scene.candidates.person
+        measures = score_membership(guess.value[asked], self.bench.prepared.member[asked], groups=None if person is None else person[asked])
+        return measures, self._roc(guess)
+
+    def _asked(self) -> Tensor:
+        """The candidates whose membership is a question: a site knows its own records."""
+        prepared = self.bench.prepared
+        if self.threat.view != "site":
+            return torch.ones(len(prepared.candidates), dtype=torch.bool)
+        return ~torch.isin(prepared.candidates, prepared.sites[0])
+
+    def _score_audit(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        if not self.bench.spec.get("inserts"):
+            raise Skip("an audit's canaries have to be inserted by the referee: give the attack a method inserts(auxiliary, classes, rng)")
+        claim = self.scene.claim
+        return score_audit(guess.value, self.bench.prepared.member, claim, SITE), self._roc(guess)
+
+    def _roc(self, guess: Guess) -> list[Row]:
+        from reports.roc import roc_points
+
+        asked = self._asked()
+        scores = guess.value.double()[asked]
+        silent = scores.isnan()  # scored at the median, as the scorer does
+        held = scores[~silent].median() if not bool(silent.all()) else torch.zeros((), dtype=scores.dtype)
+        curve = roc_points(torch.where(silent, held, scores).numpy(), self.bench.prepared.member[asked].numpy())
+        return [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
+
+    def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        truth = self._records(attack)[: len(guess.value)]
+        controls: dict[str, list[Tensor]] = {}
+        for name in _PRIORS:
+            control = registry.find("attacks", name).make()
+            try:
+                controls[name] = self.guess(control.of_sums() if self._sums(attack) else control, name)[0].value[: len(truth)]
+            except Skip:
+                continue
+        prepared = self.bench.prepared
+        pool = prepared.pool.x[prepared.candidates]
+        raw = (prepared.mean, prepared.scale)
+        measures = score_reconstruction(guess, truth, pool, self.scene.auxiliary, controls, self.rng("scorer"), raw=raw)
+        if not self._sums(attack):  # a sum's guesses are matched to several records
+            asked = [record.probe for round_ in self.evidence.rounds for record in round_.probes]
+            measures += rero_measures(self.scene.claim, self.bench.stack.clip, asked, len(pool), measures)
+        drawable = self.bench.spec["data"].get("name") in DRAWABLE  # a user's own records never reach the tables
+        curves = [
+            {"curve": f"reconstruction:0:{who}", "x": float(i), "y": float(v)}
+            for who, value in (("truth", truth[0]), ("guess", guess.value[0]))
+            for i, v in enumerate(value[0])
+            if drawable
+        ]
+        return measures, curves
+
+    def _score_key(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        bench, final = self.bench, self.evidence.finals[0]
+        if self.secret is None:
+            raise Skip("this defense has no key")
+        if isinstance(guess.value, Mapping):
+            probed = [record for record in self.evidence.rounds if record.probes]
+            first = (probed or list(self.evidence.rounds))[0]  # the checkpoint at which a key attack reads its message
+            width = bench.stack.prepare(bench.prepared.pool.x[:1], self.secret).shape[1]
+            module = build(bench.task, bench.stack, width, bench.prepared.pool.classes, self.secret, stream("skeleton"))
+            module.load_state_dict(first.broadcast)
+            derived = bench.stack.derived(module)
+            if not derived:
+                raise Skip("this defense derives no tensor from its key that an attack could aim for")
+            return score_vectors(guess.value, derived), []
+        headline = next(iter(bench.floor()))
+        opened = [bench.utilities(bench.predict(key, keyless=key is None), final)[headline] for key in guess.value]
+        right = bench.utilities(bench.predict(self.secret), final)[headline]
+        return score_key(opened, right, bench.floor()[headline]), []
+
+
+def _claimed(folder: Path) -> Claim | None:
+    """The claim that a train cell wrote down: fitting it again costs an accountant's time."""
+    path = folder / CLAIM
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    return Claim(**{**held, "per_site": tuple(held["per_site"])}) if held else None
