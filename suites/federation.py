@@ -341,7 +341,7 @@ class _Run:
             [1.0 if self.equal_weights else float(len(self.assignments[r].sites[s])) for s in sites] for r, sites in enumerate(participants)
         ]
         each = len(participants[0])
-        if not record and not self.stack.encodes and self.stack.channel is None and all(len(sites) == each for sites in participants):
+        if not self.stack.encodes and self.stack.channel is None and all(len(sites) == each for sites in participants):
             share = torch.tensor(weights, device=self.pool.x.device)
             share = (share / share.sum(1, keepdim=True)).unsqueeze(1)  # [R, 1, C]
 
@@ -350,11 +350,13 @@ class _Run:
                     return rows.view(len(participants), each, *rows.shape[1:])[:, 0]
                 return torch.bmm(share.to(rows.dtype), rows.reshape(len(participants), each, -1)).view(self.globals[name].shape)
 
-            return {name: mean(name, rows) for name, rows in updates.items()}, []
+            # One formula whether a round is recorded or not: what is kept must not move a number.
+            sums = {name: mean(name, rows) for name, rows in updates.items()}
+            sent = [self._plain(r, sites, _rows(updates, r * each, each)) for r, sites in enumerate(participants)] if record else []
+            return sums, sent
         deliveries, at = [], 0
         for r, sites in enumerate(participants):
-            own = [{name: rows[at + i] for name, rows in updates.items()} for i in range(len(sites))]
-            deliveries.append(self._deliver(r, index, sites, own, weights[r], b"round"))
+            deliveries.append(self._deliver(r, index, sites, _rows(updates, at, len(sites)), weights[r], b"round"))
             at += len(sites)
         combined = {name: torch.stack([delivery.combined[name] for delivery in deliveries]) for name in deliveries[0].combined}
         return combined, [delivery.messages for delivery in deliveries] if record else []
@@ -377,9 +379,12 @@ class _Run:
             name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
             for name, value in updates[0].items()
         }
+        return Delivery(self._plain(r, participants, updates), combined, tuple(participants))
+
+    def _plain(self, r: int, participants: Sequence[int], updates: Sequence[Params]) -> tuple[Message, ...]:
+        """Updates in the clear, with the sites' record counts where the mean is weighted by them."""
         counts = [None if self.equal_weights else len(self.assignments[r].sites[site]) for site in participants]
-        messages = tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
-        return Delivery(messages, combined, tuple(participants))
+        return tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
 
     def _encoded(self, r: int, site: int, update: Params, kind: bytes) -> Params:
         """A site's update as it is sent; a probe moves neither what the site keeps nor its noise."""
@@ -425,3 +430,7 @@ class _Run:
         if self.peeks:
             return -next(iter(self.task.utility(outputs, y, self.pool.classes).values()))
         return float(self.task.loss(outputs, y).mean())
+
+
+def _rows(stack: Params, first: int, count: int) -> list[Params]:
+    return [{name: rows[first + i] for name, rows in stack.items()} for i in range(count)]

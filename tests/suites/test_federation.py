@@ -279,3 +279,14 @@ def test_stacks_that_make_no_sense_are_refused() -> None:
         Stack([DPSGD(noise_multiplier=1.0), DPSGD(noise_multiplier=1.0)])
     with pytest.raises(RequestError, match="centralized"):
         Stack([Centralized(), Published()])
+
+
+@pytest.mark.parametrize("layers", [[], [Published(strength=5.0)]], ids=["fedavg", "infl"])
+def test_what_is_kept_moves_no_number(pool: Pool, layers: list[Defense]) -> None:
+    federation = Federation(rounds=3, local=Local(epochs=2, batch=16, lr=5e-3))
+    some, none = (
+        train(TASK, Stack(layers), federation, pool, [assignment()], keep=keep, chunk=3)[0] for keep in (lambda r: r != 1, lambda _: False)
+    )
+    assert len(some.rounds) == 2
+    assert not none.rounds
+    assert all(torch.equal(some.finals[0][name], none.finals[0][name]) for name in some.finals[0])

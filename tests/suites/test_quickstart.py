@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+from suites import registry
 from suites.bench import Bench
 from suites.config import load
 from suites.plan import plan
@@ -14,8 +15,11 @@ SUITE, _ = load("quickstart")
 
 
 def accuracy(defense: str, seed: int, rounds: int) -> float:
-    cell = next(cell for cell in plan(SUITE, "cpu").cells if cell.stage == "train")
-    spec = {**copy.deepcopy(dict(cell.spec)), "defense": defense, "seed": seed, "probes": []}
+    """As the suite trains it: its own cell, with more rounds."""
+    label = registry.label(registry.stack(defense))
+    cells = (cell for cell in plan(SUITE, "cpu").cells if cell.stage == "train")
+    cell = next(cell for cell in cells if cell.columns["defense"] == label and cell.columns["seed"] == seed)
+    spec = {**copy.deepcopy(dict(cell.spec)), "probes": []}
     spec["federation"] = {**spec["federation"], "rounds": rounds}
     bench = Bench(spec, None)
     trained = bench.train([bench.assignment()], target=False)[0]
