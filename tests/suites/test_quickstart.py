@@ -41,9 +41,9 @@ def test_it_has_three_seeds_ten_rounds_and_eight_references() -> None:
 def test_five_times_the_rounds_move_no_accuracy_by_two_points(defense: str) -> None:
     """Mean over the suite's seeds; settings were chosen on others (100 to 105), so this is no fit to these records.
 
-    Calibrated noise is drawn anew in the longer run, and two draws of the *same* length differ by 4.2 points a seed (sd) at epsilon 8: three
-    seeds cannot show two points there. So where noise is added, the 95 % interval of the move has to reach into two points; without noise
-    the move itself has to lie within them.
+    Calibrated noise is drawn anew in the longer run, and two draws of the *same* length differ by 4.2 points a seed (sd) at epsilon 8;
+    three seeds cannot show two points there. So where noise is added, the 95 % interval of the move has to reach into two points;
+    without noise the move itself has to lie within them.
     """
     rounds = SUITE.federation.rounds
     short, long = ([accuracy(defense, seed, n) for seed in range(SUITE.seeds)] for n in (rounds, 5 * rounds))
