@@ -18,7 +18,7 @@ from suites.auditing.insertion import Inserting
 from suites.checks_draws import Draws
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, Stage, Trial, same, with_truth
-from suites.contracts import Attack, Goal, Guess, KeyHeld, Secret, Sees, Skip, Threat, View
+from suites.contracts import Attack, Goal, Ground, Guess, KeyHeld, Secret, Sees, Skip, Threat, View
 from suites.federation import call
 from suites.observation import _PROPERTIES, Guarded, UndeclaredReadError, why_not
 from suites.randomness import stream
@@ -74,11 +74,12 @@ class Examination:
 
     def __init__(self, attack: Attack, ref: str, *, stage: Stage | None = None) -> None:
         self.attack, self.ref, self.goal = attack, ref, attack.goal
-        keyed = self.goal == "key"
+        ground: Ground = getattr(attack, "ground", Ground())
+        named = ground.defense or ("infl:published" if self.goal == "key" else "")
         self.inserting = cast(Inserting, attack) if self.goal == "audit" and hasattr(attack, "inserts") else None
-        own = [registry.find("defenses", "infl:published").make()] if keyed else []
-        self.stage = Stage(Stack(own), inserting=self.inserting) if stage is None else stage
-        self.where = "infl:published" if keyed else "fedavg"
+        own = [plugin.make() for plugin in registry.stack(named)] if named else []
+        self.stage = Stage(Stack(own), inserting=self.inserting, ground=ground) if stage is None else stage
+        self.where = " with ".join([named or "fedavg", *sorted(ground.flaws)])
         self.sums = "probe_sums" in attack.needs and "probes" not in attack.needs
         self.control = type(attack).__module__.rpartition(".")[2] == "controls"
         self.reads: set[str] = set()
@@ -108,7 +109,7 @@ class Examination:
         return [
             CheckResult("runs", "pass", f"{self.seconds:.2f} s at the {view}'s view of {self.where}"),
             self._unread(),
-            self._power(scores),
+            self._searched(guess, scores) if self.stage.ground.keys else self._power(scores),
             self._null(guess),
             *self._repeats(guess),
             self._start(draws),
@@ -197,6 +198,16 @@ class Examination:
             return CheckResult(name, "pass", shown + extra)
         return CheckResult(name, "fail", f"{shown}: where nothing protects it finds nothing, so its silence elsewhere means nothing")
 
+    def _searched(self, guess: Guess, scores: dict[str, Measure]) -> CheckResult:
+        """Among few keys the federation's own has to be found; what it opens is up to the model."""
+        key, count = self.stage.trained.secret, self.stage.ground.keys
+        assert key is not None  # a key space has keys
+        true = {name: key[name] for name in key.names}
+        said = [{name: one[name] for name in one.names} for one in guess.value if isinstance(one, Secret)]
+        hit = any(same(one, true) for one in said)
+        shown = f"the federation's own key, one of {count}; leakage {scores['leakage'].value:.3f}"
+        return judged(f"power on {self.where}", hit, shown, f"the federation's key is one of {count}, and no guess is that key")
+
     def _null(self, guess: Guess) -> CheckResult:
         name = "nothing on the null"
         if self.goal == "key":
@@ -265,7 +276,12 @@ class Examination:
         """Other views, no references, masked sums: it runs, or there is a reason why not."""
         said = []
         masked = (
-            Stage(Stack([registry.find("defenses", "secure_aggregation").make()]), rounds=2, inserting=self.inserting)
+            Stage(
+                Stack([registry.find("defenses", "secure_aggregation").make()]),
+                rounds=2,
+                inserting=self.inserting,
+                ground=replace(self.stage.ground, flaws=frozenset(), keys=0),
+            )
             if self._installed()
             else None
         )

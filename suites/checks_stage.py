@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from suites.auditing.insertion import Inserting
-from suites.contracts import Federation, Local, Params, Probe, Records, Reference, Shape, Threat
+from suites.contracts import Federation, Ground, Local, Params, Probe, Records, Reference, Shape, Threat
 from suites.federation import Assignment, Pool, Trained, build, call, train
 from suites.observation import Evidence, Scene, Seen
 from suites.randomness import keys, stream
@@ -49,18 +50,20 @@ class Stage:
     stack : unplanned layers
     rounds : of federated training; the default overfits on purpose
     inserting : an attack that brings canaries, each added to the first site by a coin
+    ground : flaws, records behind a message and size of the key space (its defense is the caller's business)
     """
 
-    def __init__(self, stack: Stack, *, rounds: int = 6, inserting: Inserting | None = None) -> None:
+    def __init__(self, stack: Stack, *, rounds: int = 6, inserting: Inserting | None = None, ground: Ground | None = None) -> None:
         torch.set_num_threads(1)
+        self.ground = Ground() if ground is None else ground
         self.task = Classification(hidden=32, blocks=2, head=16, dropout=0.0, network="mlp")
-        federation = stack.protocol(Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3)))
-        count = MEMBERS + 4 * OTHERS
-        x = torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(0))
+        federation = stack.protocol(Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3), flaws=self.ground.flaws))
+        everybody = MEMBERS + 4 * OTHERS
+        x = torch.randn(everybody, FEATURES, generator=torch.Generator().manual_seed(0))
         teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
-        y = (x @ teacher + 6 * torch.randn(count, CLASSES, generator=stream("check", "label noise"))).argmax(1)
+        y = (x @ teacher + 6 * torch.randn(everybody, CLASSES, generator=stream("check", "label noise"))).argmax(1)
         self.pool = Pool(x, y, CLASSES)
-        rows = torch.arange(count)
+        rows = torch.arange(everybody)
         self.members, self.outside, self.unseen, self.public, self.test = torch.split(rows, [MEMBERS, OTHERS, OTHERS, OTHERS, OTHERS])
         self.sites = tuple(self.members[site::SITES] for site in range(SITES))
         self.canaries, self.coins = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
@@ -83,11 +86,25 @@ class Stage:
 
     @property
     def probes(self) -> list[Probe]:
-        return [Probe(f"{k}", 0, tuple((SITES * k + site,) for site in range(SITES))) for k in range(PROBES)]
+        return [Probe(f"{k}", 0, rows) for k, rows in enumerate(self._behind(self.members))]
+
+    def _behind(self, rows: Tensor) -> list[tuple[tuple[int, ...], ...]]:
+        """Which of ``rows`` stand behind each site's part of each probe: with one record, the k-th behind the k-th message."""
+        batch = self.ground.batch
+        own = [rows[site:MEMBERS:SITES].split(batch)[: min(PROBES, PER_SITE // batch)] for site in range(SITES)]
+        return [tuple(tuple(part.tolist()) for part in parts) for parts in zip(*own)]
 
     @cached_property
     def assignment(self) -> Assignment:
-        return Assignment(self.sites, ("check", "target"), ("check", "target", "defense"))
+        return Assignment(self.sites, ("check", "target"), self._coordinates())
+
+    def _coordinates(self) -> tuple[object, ...]:
+        """Those of the defense's randomness; where a short seed is to be found by trying, the first whose seed is a small number."""
+        plain: tuple[object, ...] = ("check", "target", "defense")
+        if not self.ground.keys:
+            return plain
+        every = ((*plain, number) for number in count())
+        return next(c for c in every if int.from_bytes(keys(*c, "secret").child("layer", 0).bytes(2), "little") < self.ground.keys)
 
     def train(self) -> Trained:
         """Trained anew at each call, with the same coordinates."""
@@ -169,9 +186,10 @@ class Stage:
 
     def _targets(self, null: bool, sums: bool) -> list[Tensor]:
         """The records behind each message in order; under ``null`` records that no message saw."""
-        rows = (self.unseen if null else self.members)[: PROBES * SITES]
-        parts = torch.split(rows, SITES if sums or self.stack.channel is not None else 1)
-        return [self.pool.x[part] for part in parts]
+        messages = self._behind(self.unseen if null else self.members)
+        if sums or self.stack.channel is not None:
+            return [self.pool.x[[row for part in parts for row in part]] for parts in messages]
+        return [self.pool.x[list(part)] for parts in messages for part in parts]
 
 
 def with_truth(trial: Trial, truth: Any) -> Trial:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.message import known_count
 from attacks.key.key_vector import shared_inputs
-from suites.contracts import Goal, Guess, KeySource, Observation, RequestError, Secret, Sees, Skip, Target
+from suites.contracts import Goal, Ground, Guess, KeySource, Observation, RequestError, Secret, Sees, Skip, Target
 
 _HIT = 1e-4  # relative error of the shared vector below which a seed is the federation's
 
@@ -69,6 +69,7 @@ class SeedSearch:
 
     goal: ClassVar[Goal] = "key"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "simulate", "own_keys", "released"})
+    ground: ClassVar[Ground] = Ground("infl:published", frozenset({"integer_seed"}), keys=64)
 
     def __init__(self, budget: int = 65536, bits: int = 32) -> None:
         if budget < 1 or not 1 <= bits <= 64:
