@@ -91,7 +91,8 @@ class Stage:
     def _behind(self, rows: Tensor) -> list[tuple[tuple[int, ...], ...]]:
         """Which of ``rows`` stand behind each site's part of each probe: with one record, the k-th behind the k-th message."""
         batch = self.ground.batch
-        own = [rows[site:MEMBERS:SITES].split(batch)[: min(PROBES, PER_SITE // batch)] for site in range(SITES)]
+        probes = min(PROBES, PER_SITE // batch)
+        own = [rows[site:MEMBERS:SITES][: probes * batch].view(probes, batch) for site in range(SITES)]
         return [tuple(tuple(part.tolist()) for part in parts) for parts in zip(*own)]
 
     @cached_property

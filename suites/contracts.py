@@ -337,10 +337,26 @@ class Guess:
     notes: Mapping[str, float | str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where an attack shows its power: the small federation that ``infl-bench check`` builds for it.
+
+    Without one it is plain FedAvg with gradients of single records; for a key attack, ``infl:published``. ``defense`` names another stack,
+    ``flaws`` the protocol's deliberate faults, ``batch`` the records behind each message. ``keys`` > 0: the federation's key is among the
+    first so many that a two-byte seed gives, so that a search of all ends within a check.
+    """
+
+    defense: str = ""
+    flaws: frozenset[str] = frozenset()
+    batch: int = 1
+    keys: int = 0
+
+
 class Attack(Protocol):
     """A plug-in attack: one class, one idea. ``needs`` lists all it reads; lacking one makes its row ``skipped``.
 
-    A class with ``control = True`` marks an end of a scale: printed beside the attacks, never the worst case.
+    A class with ``control = True`` marks an end of a scale: printed beside the attacks, never the worst case. One whose power shows only in
+    some scene names it in an attribute ``ground`` (a ``Ground``).
 
     An attack of goal "audit" also has ``inserts(auxiliary: Records, classes: int, rng) -> Records``: canaries, each of which the referee
     adds to site 0's training records by a fair coin. They are then the candidates; the attack scores them without seeing a coin.
