@@ -76,12 +76,12 @@ def rotation_cost(
         raise RequestError("a rotation needs two versions of a key and got one twice; make the next one with `infl-bench key rotate`")
     with torch.random.fork_rng(devices=[]):
         net = task.net(pool.x.shape[1], pool.classes)
-    initialise(net, stream(*coordinates, "initialisation"))
 
     def federation(key: Key) -> list[KeyedSite]:
-        with torch.random.fork_rng(devices=[]):  # the keyed parts' start; the first broadcast makes it one for all
-            torch.manual_seed(0)
-            return [KeyedSite(str(i), key, defense, net, pool.x[index], classes=pool.classes) for i, index in enumerate(sites)]
+        with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
+            members = [KeyedSite(str(i), key, defense, net, pool.x[index], classes=pool.classes) for i, index in enumerate(sites)]
+        initialise(members[0].model, stream(*coordinates, "initialisation"))  # its broadcast is the start of all, keyed parts included
+        return members
 
     def utility(site: KeyedSite, state: Params) -> float:
         site.receive(state)

@@ -52,6 +52,17 @@ def test_the_published_key_costs_nothing_because_wrong_keys_open_the_model() -> 
     assert len(cost.after) == 1
 
 
+def test_the_global_generator_neither_decides_nor_moves() -> None:
+    curves = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            curves.append(measured(Published(strength=5.0)).anew)
+            assert torch.equal(torch.get_rng_state(), before)
+    assert curves[0] == curves[1]
+
+
 def test_a_limit_that_comes_first_is_said() -> None:
     cost = measured(Hardened(minimum=64), limit=0)
     assert cost.rounds is None
