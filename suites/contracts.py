@@ -127,6 +127,7 @@ class Shape:
     site_sizes: tuple[int, ...]
     features: int
     classes: int
+    persons: tuple[int, ...] | None = None  # a site, where it is known who gave each record
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +395,7 @@ class Claim:
     noise_multiplier: float | None = None
     steps: int | None = None
     per_site: tuple[float, ...] = ()
+    shares: int = 1  # messages whose noise adds up to what ``noise_multiplier`` says
     server_sees: str = ""
     sentence: str = ""
 
@@ -445,6 +447,9 @@ class Defense:
     channel: Channel | None = None
     equal_weights: bool = False  # every site counts 1 in the mean, and no n_k is sent
     needs_channel: bool = False  # its claim is about a sum that only a channel keeps from being taken apart
+    bound: float | None = None  # L2 norm to which ``encode`` clips a site's whole update, where a claim rests on it
+    minimum: int = 1  # records that must stand behind every message: a probe of fewer is not sent
+    keeps_lengths: bool = True  # False: ``restore`` gives back the direction of a record, whose length ``prepare`` drops
     card: ClassVar[Card | None] = None
 
     def local(self, local: Local) -> Local:
