@@ -46,13 +46,21 @@ def sections(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, A
                 made[name].blocks.extend(([Block("heading", label)] if label else []) + blocks)
     if not groups:
         made["verdict"].blocks.append(Block("text", "The table has no rows, so there is nothing to say."))
-    made["data"].blocks.append(Block("terms", setting.data_terms(results, record)))
+    for part in record.get("parts") or [{}]:
+        own, told = _of_part(results, part), {**record, **part}
+        heading = [Block("heading", f"{part['data']}, {part['task']}")] if part else []
+        made["data"].blocks.extend([*heading, Block("terms", setting.data_terms(own, told))])
+        made["limits"].blocks.extend([*heading, Block("terms", setting.threat_terms(own, told))])
     for title, terms in setting.card_terms(results, record):
         made["cards"].blocks.extend([Block("heading", title), Block("terms", terms)])
     limits = setting.limits_in_words(results, record)
-    made["limits"].blocks.extend([Block("terms", setting.threat_terms(results, record)), Block("list", limits)])
+    made["limits"].blocks.append(Block("list", limits))
     made["again"].blocks.extend(Block(kind, value) for kind, value in setting.reproduction(record) if value)
     return [section for section in made.values() if section.blocks]
+
+
+def _of_part(results: pd.DataFrame, part: Mapping[str, Any]) -> pd.DataFrame:
+    return results[(results["task"] == part["task"]) & (results["data"] == part["data"])] if part else results
 
 
 _TITLES = {

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from suites import ensembles, registry
+from suites.config import SuiteSpec
 from suites.plan import Plan
 from suites.store import Store
 
@@ -18,14 +19,18 @@ PARTS = ("validation", "test", "auxiliary")
 PARTIES = ("server", "site", "outsider", "does_not_protect")
 
 
-def cohort(plan: Plan, store: Store) -> dict[str, Any]:
+def cohort(plan: Plan, store: Store, part: SuiteSpec | None = None) -> dict[str, Any]:
     """Name, records, features, classes, persons (if known), sizes of sites and parts, citation, licence and digest of the content.
 
     Read from the headers of the prepared data; empty where no cell got so far. Sizes are the first seed's; where another seed has others
-    ``site_sizes_by_seed`` lists them all.
+    ``site_sizes_by_seed`` lists them all. ``part`` says which cohort, where the suite has several.
     """
     seeds: dict[int, tuple[dict[str, Any], dict[str, list[int]]]] = {}
     targets = [cell.spec for cell in plan.cells if cell.stage == "train"]
+    asked = part or next(iter(plan.suite.parts), None)
+    if asked is not None:
+        own = {"task": registry.find("tasks", asked.task).ref, "data": asked.data.model_dump(mode="json")}
+        targets = [target for target in targets if all(target[name] == value for name, value in own.items())]
     for spec, facts, shapes in _prepared(store.root / "prepared"):
         if any(all(target.get(name) == value for name, value in spec.items()) for target in targets):
             seeds[int(spec["seed"])] = facts, shapes
@@ -52,7 +57,8 @@ def cards(defenses: Sequence[str]) -> dict[str, list[dict[str, str]]]:
 
 def attacks(plan: Plan) -> dict[str, dict[str, Any]]:
     """What each attack of the suite is after, needs and does, by the name that tables give it."""
-    found = (registry.find("attacks", ref) for ref in ensembles.expanded(plan.suite.attacks))
+    named = [ref for part in plan.suite.each for ref in part.attacks]
+    found = (registry.find("attacks", ref) for ref in ensembles.expanded(named))
     return {one.label: {"goal": one.goal or "", "needs": sorted(one.needs or ()), "summary": one.facts.summary} for one in found}
 
 

@@ -119,7 +119,7 @@ class Bench:
             self.federation,
             self.prepared.pool,
             assignments,
-            validation=self.prepared.test if PEEKS in self.federation.flaws else self.prepared.validation,
+            validation=self._judges,
             probes=self.probes() if target else (),
             keep=lambda r: target and (r % every == 0 or r == last),
             chunk=self.spec.get("engine", {}).get("chunk", 16),
@@ -128,8 +128,21 @@ class Bench:
     def one_epoch(self) -> None:
         """The first local epoch of every site once more, unrecorded: what ``flop`` counts."""
         federation = replace(self.federation, rounds=1, local=replace(self.federation.local, epochs=1))
-        records = self.prepared.validation
-        train(self.task, self.stack, federation, self.prepared.pool, [self.assignment()], validation=records, keep=lambda _: False, chunk=1)
+        train(
+            self.task,
+            self.stack,
+            federation,
+            self.prepared.pool,
+            [self.assignment()],
+            validation=self._judges,
+            keep=lambda _: False,
+            chunk=1,
+        )
+
+    @property
+    def _judges(self) -> Tensor:
+        """The records on which a choice of rounds is made, where one is: by the flaw, the test records."""
+        return self.prepared.test if PEEKS in self.federation.flaws else self.prepared.validation
 
     def secret(self) -> Secret | None:
         return self.stack.secret(keys(*self.assignment().defense_coordinates, "secret"))

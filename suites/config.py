@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from suites import parts
 from suites.cohorts.spec import DataSpec, PartitionSpec, SplitSpec
 from suites.errors import RequestError, did_you_mean
 
@@ -107,7 +108,7 @@ class EngineSpec(Strict):
 
 
 class SuiteSpec(Strict):
-    """One suite: a grid of defenses × attacks × threats × seeds on one task and cohort."""
+    """One suite: a grid of defenses × attacks × threats × seeds on one task and cohort, or on one a part."""
 
     suite: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     title: str = ""
@@ -125,6 +126,22 @@ class SuiteSpec(Strict):
     threats: tuple[ThreatSpec, ...] = (ThreatSpec(),)
     engine: EngineSpec = EngineSpec()
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    parts: tuple[SuiteSpec, ...] = ()  # what a part leaves open is as the suite has it; with parts, the suite's own keys are the first's
+
+    @property
+    def each(self) -> tuple[SuiteSpec, ...]:
+        """The parts; a suite without any is its own."""
+        return self.parts or (self,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spread(cls, given: Any) -> Any:
+        return parts.spread(given) if isinstance(given, Mapping) else given
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> SuiteSpec:
+        parts.refuse_twins([(part.task.partition(":")[0], str(part.data.name or part.data.path)) for part in self.parts])
+        return self
 
     @field_validator("probes", mode="before")
     @classmethod
@@ -184,7 +201,14 @@ def parse(text: str, path: Path) -> SuiteSpec:
 
 
 def override(spec: SuiteSpec, **changes: Any) -> SuiteSpec:
-    """The suite with some keys replaced from the command line; ``None`` leaves a key alone, and the whole is checked again."""
+    """The suite with some keys replaced from the command line; ``None`` leaves a key alone, and the whole is checked again.
+
+    Of a suite with parts each is changed.
+    """
+    if spec.parts:
+        changed = tuple(override(part, **changes) for part in spec.parts)
+        shared = {key: getattr(changed[0], key) for key in type(spec).model_fields if key not in ("title", "parts")}
+        return spec.model_copy(update={**shared, "parts": changed, "title": changes.get("title") or spec.title})
     given = {**spec.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
     try:
         return SuiteSpec.model_validate(given)
@@ -202,6 +226,9 @@ def is_file_ref(ref: str) -> bool:
 
 def _anchor(spec: SuiteSpec, folder: Path) -> SuiteSpec:
     """Relative paths in a suite file are relative to that file, unless only the working folder has them."""
+    if spec.parts:
+        near_parts = tuple(_anchor(part, folder) for part in spec.parts)
+        return _anchor(spec.model_copy(update={"parts": ()}), folder).model_copy(update={"parts": near_parts})
 
     def near(path: str) -> str:
         beside = folder / Path(path).expanduser()

@@ -15,8 +15,9 @@ import pandas as pd
 
 from reports import schema
 from reports.flags import with_flags
-from suites import about
+from suites import about, registry
 from suites.closure import combined
+from suites.config import SuiteSpec
 from suites.plan import Cell, Plan
 from suites.runner import Outcome
 from suites.store import Store, writing
@@ -65,9 +66,7 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, c
 
     ``command`` is the command line as it was typed, "" for a run from Python.
     """
-    request = plan.suite.model_dump(mode="json")
-    if request["data"]["path"]:
-        request["data"]["path"] = Path(request["data"]["path"]).name
+    request = _request(plan.suite)
     cells: dict[str, Any] = {}
     for cell in plan.cells:
         found = store.manifest(cell.stage, cell.id) or {}
@@ -81,7 +80,8 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, c
         "command": command,
         "seeds": list(range(plan.suite.seeds)),
         "cohort": about.cohort(plan, store),
-        "cards": about.cards(plan.suite.defenses),
+        "parts": [_part(part, plan, store) for part in plan.suite.parts],
+        "cards": about.cards(list(dict.fromkeys(ref for part in plan.suite.each for ref in part.defenses))),
         "attacks": about.attacks(plan),
         "data_digest": plan.data,
         "code_hash": combined(plan.code),
@@ -92,6 +92,21 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, c
         "suite_text": text,
         "cells": cells,
     }
+
+
+def _request(suite: SuiteSpec) -> dict[str, Any]:
+    """The suite as it was run; of a data file its name alone."""
+    request = suite.model_dump(mode="json")
+    for spec in (request, *request["parts"]):
+        if spec["data"]["path"]:
+            spec["data"]["path"] = Path(spec["data"]["path"]).name
+    return request
+
+
+def _part(part: SuiteSpec, plan: Plan, store: Store) -> dict[str, Any]:
+    """Which rows are a part's, what was asked of it and of what data it is."""
+    rows = {"task": registry.find("tasks", part.task).label, "data": part.data.name or Path(str(part.data.path)).stem}
+    return {**rows, "request": _request(part), "cohort": about.cohort(plan, store, part)}
 
 
 def write(out: Path, table: pd.DataFrame, curve_table: pd.DataFrame, made_with: Mapping[str, Any]) -> None:

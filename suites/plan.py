@@ -16,7 +16,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +38,7 @@ CELL_FUNCTIONS: Mapping[str, str] = {
     "reference": "suites.referee:reference_cell",
     "attack": "suites.referee:attack_cell",
 }
+_ORDER: Mapping[str, int] = {"train": 0, "reference": 1, "attack": 2}
 COMPUTES = ("torch", "numpy", "scipy", "scikit-learn", "opacus", "cryptography", "anndata", "scanpy")
 
 
@@ -78,7 +79,14 @@ class Plan:
 
 def plan(suite: SuiteSpec, device: str, functions: Mapping[str, str] = CELL_FUNCTIONS) -> Plan:
     """All cells of a suite, target trainings first; raises ``RequestError`` for whatever the suite names and nobody has."""
-    return _Planner(suite, device, functions).plan()
+    found = [_Planner(part, device, functions).plan() for part in suite.each]
+    if len(found) == 1:
+        return replace(found[0], suite=suite)
+    cells = sorted((cell for one in found for cell in one.cells), key=lambda cell: _ORDER[cell.stage])
+    skipped = tuple(cell for one in found for cell in one.skipped)
+    code = {name: held for one in found for name, held in one.code.items()}
+    data = "; ".join(dict.fromkeys(one.data for one in found))
+    return Plan(suite, tuple(cells), skipped, data, dict(sorted(code.items())), versions())
 
 
 def data_digest(data: DataSpec) -> str:
@@ -153,8 +161,7 @@ class _Planner:
                     cells.append(inserted[attack.ref])
                 own = [] if attack.inserts else references
                 cells.append(self._attack(layers, *item, inserted.get(attack.ref, target), own, seed))
-        order: Mapping[str, int] = {"train": 0, "reference": 1, "attack": 2}
-        cells.sort(key=lambda cell: order[cell.stage])
+        cells.sort(key=lambda cell: _ORDER[cell.stage])
         return Plan(self.suite, tuple(cells), tuple(skipped), self.data, dict(sorted(self.code.items())), versions())
 
     def _train(self, layers: Sequence[Plugin], seed: int, inserting: Plugin | None = None) -> Cell:
