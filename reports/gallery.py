@@ -19,10 +19,11 @@ from reports.plots.plane import plane
 from reports.plots.reconstruction import reconstructions
 from reports.plots.roc import roc
 from reports.power import Power, powers
-from reports.standing import Cell, Threat, cells, costs, each, openings, worst_profiles
+from reports.standing import Cell, Threat, cells, costs, each, openings, told, worst_profiles
 from reports.worst import WITHOUT
 
-SHOWN_COHORTS: Final = ("pbmc68k", "synthetic")  # embedded and generated: their records may be drawn
+# Embedded and generated cohorts: their records may be drawn.
+SHOWN_COHORTS: Final = ("pbmc68k", "synthetic", "synthetic_perturbation", "synthetic_tissue", "synthetic_paired")
 
 _PLANE: Final = (
     "Up is useful and left is private, so the best place is the upper left; a filled mark is measured, with 95 % "
@@ -87,7 +88,7 @@ def planes(results: pd.DataFrame, stands: Mapping[Threat, pd.DataFrame], prefix:
         title = f"Utility against leakage: {words.GOALS.get(goal, goal)}, {words.threat(view, key)}"
         alt = "; ".join(
             f"{words.defense(r.defense)}: utility {words.number(r.utility)}, leakage "
-            + ("not measured" if r.silent else words.interval(r.leakage, r.leakage_low, r.leakage_high, 2))
+            + ("not measured" if r.silent else told(r))
             + (f", claims ε ≤ {r.epsilon:.3g}" if math.isfinite(r.epsilon) else "")
             for r in each(known)
         )

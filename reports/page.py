@@ -41,7 +41,8 @@ def sections(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, A
         prefix = words.slug(str(suite), str(task), str(data)) if len(groups) > 1 else ""
         label = f"{data}, {task}" if len(groups) > 1 else ""
         part = curves[(curves["suite"] == suite) & (curves["task"] == task) & (curves["data"] == data)]
-        for name, blocks in _group(own, part, record, prefix).items():
+        told = {**record, **next((p for p in record.get("parts") or [] if (p["task"], p["data"]) == (task, data)), {})}
+        for name, blocks in _group(own, part, told, prefix).items():
             if blocks:
                 made[name].blocks.extend(([Block("heading", label)] if label else []) + blocks)
     if not groups:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from suites import config, registry
+from suites import config, parts, registry
 from suites.errors import RequestError
 from suites.plan import CELL_FUNCTIONS, Plan, plan
 from suites.runner import Outcome, Progress, default_workers, execute, store_of
@@ -40,6 +40,10 @@ def request(
     label: str | None = None,
     site: str | None = None,
     person: str | None = None,
+    transform: str | None = None,
+    missing: str | None = None,
+    drop: Sequence[str] | None = None,
+    data_only_embedded: bool = False,
     defenses: Sequence[str] | None = None,
     attacks: Sequence[str] | None = None,
     seeds: int | None = None,
@@ -52,7 +56,15 @@ def request(
     """Read, change and plan a suite, without computing anything; see ``run`` for the arguments."""
     registry.refuse_intruders()
     spec, text = config.load(suite)
-    columns = {name: value for name, value in (("label", label), ("site", site), ("person", person)) if value is not None}
+    spec, task = parts.chosen(spec, task)
+    given = {"label": label, "site": site, "person": person, "transform": transform, "missing": missing, "drop": drop}
+    columns = {name: value for name, value in given.items() if value is not None}
+    for name in columns | ({"data": data} if data is not None else {}):
+        parts.refuse_many(spec, f"--{name}")
+    if data_only_embedded:
+        if data is not None:
+            raise RequestError("--data names a cohort and --data-only-embedded replaces those that need a download; give one of them")
+        spec = parts.embedded(spec)
     source = spec.data.model_dump(exclude_defaults=True)
     if data is not None:
         is_file = data.lower().endswith((".h5ad", ".h5")) or "/" in data or Path(data).exists()
@@ -95,7 +107,8 @@ def run(
     workers : processes at a time; default one a core
     report : whether to draw ``out/report``
     tell : called after each change with a ``Progress``
-    changes : task, data, label, site, person, defenses, attacks, seeds, references, budget, device: in place of the suite's own
+    changes : task, data, label, site, person, transform, missing, drop, data_only_embedded, defenses, attacks, seeds, references, budget,
+        device: in place of the suite's own
 
     Returns
     -------

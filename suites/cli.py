@@ -63,6 +63,12 @@ def run(
     label: Annotated[str | None, typer.Option(help="obs column to predict.")] = None,
     site: Annotated[str | None, typer.Option(help="obs column that says which site holds a record.")] = None,
     person: Annotated[str | None, typer.Option(help="obs column of the person behind a record.")] = None,
+    transform: Annotated[str | None, typer.Option(help="Of the values: auto (counts are normalised), log1p or none.")] = None,
+    missing: Annotated[str | None, typer.Option(help="Of NaN: error, or impute by the auxiliary mean.")] = None,
+    drop: Annotated[str | None, typer.Option(help="What may be left out, by comma: unlabelled, rare, empty.")] = None,
+    data_only_embedded: Annotated[
+        bool, typer.Option("--data-only-embedded", help="Download nothing: generated cohorts stand in, and the report names them.")
+    ] = False,
     defense: Annotated[str | None, typer.Option(help="Defenses, by comma; + stacks: infl:published+secure_aggregation.")] = None,
     attack: Annotated[str | None, typer.Option(help="Attacks, by comma; a file as mine.py:Mine.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Independent repeats.")] = None,
@@ -89,6 +95,10 @@ def run(
         label=label,
         site=site,
         person=person,
+        transform=transform,
+        missing=missing,
+        drop=_listed(drop),
+        data_only_embedded=data_only_embedded,
         defenses=_listed(defense),
         attacks=_listed(attack),
         seeds=seeds,

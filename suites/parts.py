@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from suites.cohorts.registry import card
+from suites.cohorts.spec import DataSpec
 from suites.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,10 +45,22 @@ def chosen(spec: SuiteSpec, task: str | None) -> tuple[SuiteSpec, str | None]:
     found = [part for part in spec.parts if task in (part.task, part.task.partition(":")[0])]
     if not found:
         known = [part.task.partition(":")[0] for part in spec.parts]
-        raise RequestError(f"{spec.suite} has no part with the task '{task}'{did_you_mean(task, known)}; it has {', '.join(known)}")
+        raise RequestError(f"{spec.suite} has no part with the task '{task}'{did_you_mean(task, known)} (it has {', '.join(known)})")
     if len(found) == 1:
         return found[0].model_copy(update={"title": spec.title}), None
     return spec.model_copy(update={"parts": tuple(found)}), None
+
+
+def embedded(spec: SuiteSpec) -> SuiteSpec:
+    """The suite without downloads: each downloaded cohort gives way to the generated or installed one that serves its task."""
+    if spec.parts:
+        changed = tuple(embedded(part) for part in spec.parts)
+        return spec.model_copy(update={"data": changed[0].data, "parts": changed})
+    about = None if spec.data.name is None else card(spec.data.name)
+    if about is None or not about.download:
+        return spec
+    stood = DataSpec(name=about.stand_in, params={"sites": spec.partition.sites} if about.stand_in == "synthetic" else {})
+    return spec.model_copy(update={"data": stood})
 
 
 def refuse_many(spec: SuiteSpec, option: str) -> None:

@@ -41,7 +41,13 @@ from suites.scoring import (
 from suites.scoring_audit import score_audit
 from suites.scoring_rero import rero_measures
 
-DRAWABLE = ("pbmc68k", "synthetic")  # cohorts whose single records may be drawn beside their reconstructions
+DRAWABLE = (
+    "pbmc68k",
+    "synthetic",
+    "synthetic_perturbation",
+    "synthetic_tissue",
+    "synthetic_paired",
+)  # cohorts whose single records may be drawn beside their reconstructions
 _PRIORS = ("class_mean", "random_guess")  # controls that look at no message; the best of them is the prior of a reconstruction
 
 

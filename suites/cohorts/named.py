@@ -26,6 +26,8 @@ def named(data: DataSpec) -> Cohort:
     about = card(data.name)
     if data.name == "synthetic":
         return synthetic(data)
+    if data.name in SYNTHETIC:
+        return synthetic_omics(data)
     if data.params:
         raise RequestError(f"data.params belong to a generated cohort (name: synthetic) and {data.name} has none; remove them")
     known = {field: value for field, value in about.defaults if getattr(data, field) in (None, ())}
@@ -70,6 +72,26 @@ def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = l
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
+
+
+SYNTHETIC = {"synthetic_perturbation": "X", "synthetic_tissue": "obsm/spatial", "synthetic_paired": "obsm/protein"}
+
+
+def synthetic_omics(data: DataSpec) -> Cohort:
+    """The generated cohort of a task; ``data.params`` are fields of its recipe in ``suites.cohorts.synthetic_omics``."""
+    from suites.cohorts.synthetic import omics_recipe
+    from suites.cohorts.synthetic_omics import Screen, Tissue, paired, screen, tissue
+
+    assert data.name is not None
+    given = [field for field in ("label", "site", "person") if getattr(data, field) is not None] + (["only"] if data.only else [])
+    if given:
+        raise RequestError(f"the generated cohort {data.name} has its own label and site and no {given[0]} to choose; remove {given[0]}")
+    if data.matrix not in (None, "X", SYNTHETIC[data.name]):
+        raise RequestError(f"{data.name} holds no matrix '{data.matrix}'; it has {', '.join(dict.fromkeys(('X', SYNTHETIC[data.name])))}")
+    made = omics_recipe(data.name, data.params)
+    if isinstance(made, Screen):
+        return screen(made)
+    return tissue(made, data.matrix) if isinstance(made, Tissue) else paired(made, data.matrix)
 
 
 def synthetic(data: DataSpec) -> Cohort:

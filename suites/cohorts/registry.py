@@ -27,6 +27,7 @@ class Card:
     cautions: str
     defaults: tuple[tuple[str, object], ...] = ()  # fields of DataSpec, where the suite leaves them open
     download: bool = False  # files are pinned in suites.cohorts.originals
+    stand_in: str = ""  # the embedded or generated cohort that serves the same task where nothing may be downloaded
 
     def text(self) -> str:
         rows = [
@@ -74,6 +75,45 @@ CARDS: dict[str, Card] = {
             cautions="no biology: use it to test methods, never to rank them",
         ),
         Card(
+            name="synthetic_perturbation",
+            title="a generated screen of one and two perturbed genes in three cell lines, where nothing may be downloaded",
+            records="2,160 cells x 200 features unless params say otherwise",
+            values="log-expression: line, added effects of perturbed genes (alike within a family), an interaction, noise",
+            label="condition (control, 12 single and 9 double perturbations)",
+            site="line (3)",
+            person="none",
+            origin="suites/cohorts/synthetic_omics.py; params: see Screen",
+            licence="MIT",
+            citation="none needed",
+            cautions="no biology: it stands in for norman_mcfaline under --data-only-embedded, and ranks no method",
+        ),
+        Card(
+            name="synthetic_tissue",
+            title="two generated sections of layered tissue on a hexagonal grid, where nothing may be downloaded",
+            records="1,920 spots x 30 features, with obsm/spatial, unless params say otherwise",
+            values="log-intensities: layer, gradients over the tissue, section, noise",
+            label="layer (5)",
+            site="section (2)",
+            person="none",
+            origin="suites/cohorts/synthetic_omics.py; params: see Tissue",
+            licence="MIT",
+            citation="none needed",
+            cautions="no biology: it stands in for lymph_node_adt and osmfish under --data-only-embedded, and ranks no method",
+        ),
+        Card(
+            name="synthetic_paired",
+            title="generated cells with two omics that see the same factors, where nothing may be downloaded",
+            records="2,000 cells x 300 features, with obsm/protein (14), unless params say otherwise",
+            values="log-intensities: factors that both omics share, cell types, noise",
+            label="type (6)",
+            site="none",
+            person="none",
+            origin="suites/cohorts/synthetic_omics.py; params: see Paired",
+            licence="MIT",
+            citation="none needed",
+            cautions="no biology: it stands in for pbmc10k_citeseq under --data-only-embedded, and ranks no method",
+        ),
+        Card(
             name="cptac",
             title="three CPTAC proteomes: breast, colon and endometrial tumours and normal tissue",
             records="463 samples of 337 patients x 4,450 proteins measured in all three studies",
@@ -87,6 +127,7 @@ CARDS: dict[str, Card] = {
             cautions="study and cancer are the same thing here, so classes are easy (.97) and sites by cohort hold one cancer each",
             defaults=(("label", "cancer_class"), ("site", "cohort"), ("person", "patient"), ("missing", "impute")),
             download=True,
+            stand_in="synthetic",
         ),
         Card(
             name="norman_mcfaline",
@@ -102,6 +143,7 @@ CARDS: dict[str, Card] = {
             cautions="a small extract; 48 genes are zero throughout and dropped; single cells hardly tell perturbations apart",
             defaults=(("label", "condition"), ("site", "cell_type"), ("drop", ("empty",))),
             download=True,
+            stand_in="synthetic_perturbation",
         ),
         Card(
             name="pbmc10k_citeseq",
@@ -117,6 +159,7 @@ CARDS: dict[str, Card] = {
             cautions="genes are unnamed in the file; the labels were derived from the proteins",
             defaults=(("label", "label"),),
             download=True,
+            stand_in="synthetic_paired",
         ),
         Card(
             name="lymph_node_adt",
@@ -132,6 +175,7 @@ CARDS: dict[str, Card] = {
             cautions="neighbouring spots resemble each other, so a random split flatters; regions are very unequal in size",
             defaults=(("label", "annotation"), ("site", "section")),
             download=True,
+            stand_in="synthetic_tissue",
         ),
         Card(
             name="osmfish",
@@ -147,6 +191,7 @@ CARDS: dict[str, Card] = {
             cautions="few genes: regions are only partly told apart without neighbours (.62)",
             defaults=(("label", "region"),),
             download=True,
+            stand_in="synthetic_tissue",
         ),
     )
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from suites.cohorts.cohort import Cohort
+from suites.cohorts.synthetic_omics import Paired, Screen, Tissue
 from suites.errors import RequestError, did_you_mean
 from suites.randomness import stream
 
@@ -51,23 +53,36 @@ class Truth:
 
 def recipe(params: Mapping[str, object]) -> Recipe:
     """The recipe with ``params`` put in; refuses unknown names, wrong types and impossible sizes."""
-    known: dict[str, type] = {field.name: type(field.default) for field in fields(Recipe)}
-    values: dict[str, object] = {}
-    for name, value in params.items():
-        if name not in known:
-            raise RequestError(f"synthetic has no parameter '{name}'{did_you_mean(name, known)}")
-        wanted = known[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or (wanted is int and value != int(value)):
-            raise RequestError(f"synthetic {name} must be {'a whole number' if wanted is int else 'a number'}, not {value!r}")
-        values[name] = wanted(value)
-    made = Recipe(**values)  # type: ignore[arg-type]
-    low = {"records": 2, "features": 1, "classes": 2, "sites": 1}
-    for name, value in asdict(made).items():
-        if value < low.get(name, 0):
-            raise RequestError(f"synthetic {name} must be at least {low.get(name, 0)}, not {value:g}, or there is no cohort to speak of")
+    made = Recipe(**_values("synthetic", Recipe, params, {"records": 2, "features": 1, "classes": 2, "sites": 1}))
     if made.missing >= 1:
         raise RequestError(f"synthetic missing is a share and must lie below 1, not {made.missing:g}")
     return made
+
+
+def omics_recipe(name: str, params: Mapping[str, object]) -> Screen | Tissue | Paired:
+    """The same for the generated cohorts of the other tasks."""
+    if name == "synthetic_perturbation":
+        return Screen(**_values(name, Screen, params, {"lines": 1, "perturbed": 2, "cells": 4, "features": 2}))
+    if name == "synthetic_tissue":
+        return Tissue(**_values(name, Tissue, params, {"sections": 1, "rows": 4, "columns": 4, "regions": 2, "features": 2}))
+    return Paired(**_values(name, Paired, params, {"cells": 8, "types": 2, "features": 2, "proteins": 2, "factors": 1}))
+
+
+def _values(cohort: str, kind: Any, params: Mapping[str, object], low: Mapping[str, int]) -> dict[str, Any]:
+    """Every field's value; ``low`` has the least sizes, and nothing is negative."""
+    known: dict[str, type] = {field.name: type(field.default) for field in fields(kind)}
+    values: dict[str, Any] = {}
+    for name, value in params.items():
+        if name not in known:
+            raise RequestError(f"{cohort} has no parameter '{name}'{did_you_mean(name, known)}")
+        wanted = known[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or (wanted is int and value != int(value)):
+            raise RequestError(f"{cohort} {name} must be {'a whole number' if wanted is int else 'a number'}, not {value!r}")
+        values[name] = wanted(value)
+    for name, value in values.items():
+        if value < low.get(name, 0):
+            raise RequestError(f"{cohort} {name} must be at least {low.get(name, 0)}, not {value:g}, or there is no cohort to speak of")
+    return values
 
 
 def generate(made: Recipe) -> Cohort:
