@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -35,14 +35,18 @@ class DPSGD(Defense):
         L2 bound on one record's gradient, over all parameters together.
     epochs, lr : optional
         Local epochs a round and learning rate in place of the federation's: at a given ε, noise wants fewer and longer steps.
+    unit : "record" or "person"
+        Whose membership is protected. By person, persons are drawn, the gradients of all records of one are summed, and that sum is
+        clipped; the federation's ``batch`` then counts persons. Needs the data's person column, and no person at two sites.
     """
 
     card: ClassVar[Card | None] = Card(
         server="every site's update, made of clipped gradient sums with Gaussian noise; sizes of sites in the clear",
         site="the broadcast model, as noised as what the server sees",
         outsider="the released model, as noised as what the server sees",
-        does_not_protect="facts about a site as a whole (the unit is one record, so a person with many records has k times the ε, and a "
-        "site has no bound at all); what noise_multiplier=0 or a large ε lets through; the noise comes from a statistical generator, "
+        does_not_protect="facts about a site as a whole (the unit is one record, so a person with many records has k times the ε unless "
+        "unit=person is asked for, and a site has no bound at all); what noise_multiplier=0 or a large ε lets through; the noise comes "
+        "from a statistical generator, "
         "so a deployment has to draw it from a cryptographic one",
     )
 
@@ -55,6 +59,7 @@ class DPSGD(Defense):
         *,
         epochs: int | None = None,
         lr: float | None = None,
+        unit: Literal["record", "person"] = "record",
     ) -> None:
         accounting.check("dp_sgd", epsilon, noise_multiplier, delta, clip)
         if epochs is not None and epochs < 1:
@@ -65,7 +70,10 @@ class DPSGD(Defense):
         self.epsilon = _EPSILON if epsilon is None and noise_multiplier is None else epsilon
         self.noise_multiplier = noise_multiplier
         self.delta = float(delta)
-        self.clip = Clip(norm=float(clip))
+        if unit not in ("record", "person"):
+            raise RequestError(f"dp_sgd got unit={unit}, but it protects records or persons; give record or person")
+        self.unit = unit
+        self.clip = Clip(norm=float(clip), unit=unit)
 
     def local(self, local: Local) -> Local:
         return replace(local, epochs=self.epochs or local.epochs, lr=self.lr or local.lr)
@@ -75,7 +83,7 @@ class DPSGD(Defense):
         if self.noise_multiplier is None:
             assert self.epsilon is not None
             self._check_delta(shape)
-            planned.noise_multiplier = accounting.noise_multiplier(_sites(federation, shape), self.epsilon, self.delta)
+            planned.noise_multiplier = accounting.noise_multiplier(self._sites(federation, shape), self.epsilon, self.delta)
         return planned
 
     def noise(self, clipped_sum: Params, rng: torch.Generator) -> Params:
@@ -102,16 +110,18 @@ class DPSGD(Defense):
                 kind="none", noise_multiplier=0.0, sentence=f"gradients are clipped to {self.clip.norm:g} without noise: no ε holds"
             )
         self._check_delta(shape)
-        sites = _sites(federation, shape)
+        sites = self._sites(federation, shape)
         per_site = tuple(accounting.epsilon(rate, self.noise_multiplier, steps, self.delta) for rate, steps in sites)
         worst = max(range(len(sites)), key=per_site.__getitem__)
         rate, steps = sites[worst]
+        whole = " with all of its records" if self.unit == "person" else ""
+        clipped = "the summed gradient of each drawn person" if self.unit == "person" else "gradients"
         sees = "every site's noised updates each round; the guarantee holds against the server as against everybody after it"
         return Claim(
             kind="dp",
             epsilon=per_site[worst],
             delta=self.delta,
-            unit="record",
+            unit=self.unit,
             relation="add_remove",
             sampler="poisson",
             sampling_rate=rate,
@@ -120,25 +130,32 @@ class DPSGD(Defense):
             per_site=per_site,
             server_sees=sees,
             sentence=(
-                f"(ε = {per_site[worst]:.4g}, δ = {self.delta:g})-DP for adding or removing one record of one site, over all "
+                f"(ε = {per_site[worst]:.4g}, δ = {self.delta:g})-DP for adding or removing one {self.unit}{whole} of one site, over all "
                 f"{federation.rounds} rounds: {steps} Poisson-sampled steps of rate {rate:.4g} at the worst site"
-                f"{' (the whole site in each step: no amplification)' if rate == 1 else ''}, gradients clipped to {self.clip.norm:g}, "
+                f"{' (the whole site in each step: no amplification)' if rate == 1 else ''}, {clipped} clipped to {self.clip.norm:g}, "
                 f"noise multiplier {self.noise_multiplier:.4g}, by Opacus' PRV accountant. The server sees {sees}. Sizes of sites are "
                 "taken as public; the referee's own probe messages are not counted."
             ),
         )
 
     def _check_delta(self, shape: Shape) -> None:
-        if self.delta * max(shape.site_sizes) >= 1:
+        most = max(self._units(shape))
+        if self.delta * most >= 1:
             raise RequestError(
-                f"dp_sgd got delta={self.delta:g} for a site of {max(shape.site_sizes)} records, but a mechanism that publishes one record "
-                "whole would meet that; give a delta well below 1 / records, such as 1e-5"
+                f"dp_sgd got delta={self.delta:g} for a site of {most} {self.unit}s, but a mechanism that publishes one {self.unit} "
+                f"whole would meet that; give a delta well below 1 / {self.unit}s, such as 1e-5"
             )
 
+    def _units(self, shape: Shape) -> tuple[int, ...]:
+        if self.unit == "record":
+            return shape.site_sizes
+        if shape.persons is None:
+            raise RequestError("dp_sgd:unit=person needs to know who gave each record; name the person column, or protect records")
+        return shape.persons
 
-def _sites(federation: Federation, shape: Shape) -> tuple[tuple[float, int], ...]:
-    """(sampling rate, steps over all rounds) a site; a site that sits rounds out is counted as if it did not."""
-    sizes = (sum(shape.site_sizes),) if federation.topology == "centralized" else shape.site_sizes
-    local = federation.local
-    plans = [accounting.sampling(records, local.batch) for records in sizes]
-    return tuple((rate, federation.rounds * local.epochs * steps) for rate, steps in plans)
+    def _sites(self, federation: Federation, shape: Shape) -> tuple[tuple[float, int], ...]:
+        """(sampling rate, steps over all rounds) a site; a site that sits rounds out is counted as if it did not."""
+        sizes = (sum(self._units(shape)),) if federation.topology == "centralized" else self._units(shape)
+        local = federation.local
+        plans = [accounting.sampling(units, local.batch) for units in sizes]
+        return tuple((rate, federation.rounds * local.epochs * steps) for rate, steps in plans)

@@ -61,7 +61,10 @@ class Bench:
             sizes.append(sum(sizes))
             self.federation = replace(self.federation, sites=len(sizes))
         self.shape = Shape(
-            tuple([sum(sizes)] if stack.topology == "centralized" else sizes), self.prepared.pool.x.shape[1], self.prepared.pool.classes
+            tuple([sum(sizes)] if stack.topology == "centralized" else sizes),
+            self.prepared.pool.x.shape[1],
+            self.prepared.pool.classes,
+            self._persons(stack, sizes),
         )
         self.stack: Stack = stack.plan(self.federation, self.shape)
 
@@ -72,6 +75,22 @@ class Bench:
         name = registry.portable(self.spec["inserts"])
         attack: Inserting = registry.find("attacks", self.spec["inserts"]).make()
         return insert(prepared, attack, stream(*self.where, "canaries", name), stream(*self.where, "inclusion", name))
+
+    def _persons(self, stack: Stack, sizes: Sequence[int]) -> tuple[int, ...] | None:
+        """How many persons gave each site's records; refused where they are the unit of a claim and one is at two sites."""
+        person = self.prepared.person
+        if person is None:
+            return None
+        sites = [torch.unique(person[site]) for site in self.prepared.sites]
+        together = len(torch.unique(torch.cat(sites)))
+        if stack.clip is not None and stack.clip.unit == "person" and sum(len(site) for site in sites) > together:
+            raise RequestError(
+                "protecting persons (unit=person) rests on each being at one site, and here some have records at several, whose losses add "
+                "up; split by person (split: {unit: person}), or make the sites by a column that keeps persons whole"
+            )
+        if stack.topology == "centralized":
+            return (together,)
+        return (*(len(site) for site in sites), *([together] if len(sizes) > len(sites) else []))
 
     def assignment(self) -> Assignment:
         return Assignment(self.prepared.sites, (*self.where, "target"), (*self.where, "target", self.defense))

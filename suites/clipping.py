@@ -73,7 +73,9 @@ class ClippedSum:
         """Whether the one-pass path is in use (before the first call: whether nothing rules it out yet)."""
         return self._ghost
 
-    def __call__(self, params: Params, private: Params, x: Tensor, y: Tensor, weight: Tensor, norm: float) -> tuple[Params, Tensor]:
+    def __call__(
+        self, params: Params, private: Params, x: Tensor, y: Tensor, weight: Tensor, norm: float, group: Tensor | None = None
+    ) -> tuple[Params, Tensor]:
         """Clip and sum.
 
         Parameters
@@ -85,15 +87,17 @@ class ClippedSum:
             [L, B, F], [L, B] (or [L, B, K]), [L, B]; weight 0 marks a padding record.
         norm : float
             Bound above 0 on each record's gradient, over all parameters together.
+        group : Tensor, optional
+            [L, B]; the records of one group (of one person) are summed before they are clipped, by their common norm.
 
         Returns
         -------
         tuple of Params and Tensor
-            Clipped sums [L, ...] by parameter name, and the per-record norms before clipping [L, B] (0 for padding).
+            Clipped sums [L, ...] by parameter name, and the norms before clipping [L, B], each record's or its group's (0 for padding).
         """
         if not norm > 0:
             raise RequestError(f"the clipping norm is {norm:g}, but only a bound above 0 leaves a gradient to add; give clip=1.0, say")
-        batch = Batch(params, private, x, y, weight, norm)
+        batch = Batch(params, private, x, y, weight, norm, group)
         if x.shape[1] == 0:
             return {name: torch.zeros_like(params[name]) for name in self._shapes}, torch.zeros_like(weight)
         if self._ghost and not self._checked:
@@ -127,9 +131,18 @@ class ClippedSum:
             weight = batch.weight.to(batch.x.dtype).reshape(lead)
             each = dict(zip(tapped, slopes, strict=True))
             groups = Alike.grouped(run.uses, run.inputs, each)
-            squared = [torch.zeros_like(weight), *(group.squared_norms() for group in groups)]
-            squared += [j.squared_norms(each[name].reshape(lanes, records, -1)).view(lead) for name, j in jacobians.items()]
-            norms = torch.stack(squared).sum(0).sqrt()
+            behind = {name: each[name].reshape(lanes, records, -1) for name in jacobians}
+            if batch.group is None:
+                squared = [torch.zeros_like(weight), *(group.squared_norms() for group in groups)]
+                squared += [j.squared_norms(behind[name]).view(lead) for name, j in jacobians.items()]
+                norms = torch.stack(squared).sum(0).sqrt()
+            else:  # |sum of a group's gradients|² is the sum of their inner products
+                owner = batch.group.reshape(lead)
+                products = [*(group.products() for group in groups)]
+                products += [j.products(behind[name]).view(*lead, records) for name, j in jacobians.items()]
+                together = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) * weight.unsqueeze(-2)
+                with_own = (torch.stack(products).sum(0) * together).sum(-1)  # each record's with the sum of its group
+                norms = (together @ with_own.unsqueeze(-1)).squeeze(-1).clamp_min(0).sqrt()
             scale = (weight * (batch.norm / norms).clamp(max=1)).unsqueeze(-1)
             total: Params = {}
             for group in groups:
@@ -220,6 +233,7 @@ class ClippedSum:
             y=batch.y[:1, :_CHECKED_RECORDS],
             weight=torch.ones_like(batch.weight[:1, :_CHECKED_RECORDS]),
             norm=float("inf"),
+            group=None if batch.group is None else torch.arange(batch.x[:1, :_CHECKED_RECORDS].shape[1], device=batch.x.device)[None] // 2,
         )
         try:
             self._find_widths(few)

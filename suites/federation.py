@@ -33,6 +33,7 @@ from suites.contracts import (
 from suites.lanes import Lane, Trainer, wire
 from suites.randomness import digest, keys, stream
 from suites.stack import Stack
+from suites.witness import Witness
 
 POOLED, PEEKS = "pooled_client", "test_set_choice"  # the protocol's own deliberate faults
 
@@ -44,6 +45,7 @@ class Pool:
     x: Tensor
     y: Tensor
     classes: int
+    person: Tensor | None = None  # [N] who gave each record, where that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ def train(
     probes: Sequence[Probe] = (),
     keep: Callable[[int], bool] = lambda _: True,
     chunk: int = 16,
+    witness: Witness | None = None,
 ) -> list[Trained]:
     """Train every assignment under one defense stack.
 
@@ -136,6 +139,7 @@ def train(
     probes : extra updates, made for every assignment.
     keep : which rounds' messages are recorded (probed rounds always are).
     chunk : lanes that share a tensor operation; 1 trains each alone.
+    witness : takes notes of the first assignment's batches, noise and clipping.
 
     Raises
     ------
@@ -163,11 +167,12 @@ def train(
         probes, keep = (), lambda _: False  # no message crosses a wire
     elif POOLED in flaws:
         assignments = [Assignment((*a.sites, torch.cat(a.sites)), a.coordinates, a.defense_coordinates) for a in assignments]
-    return _Run(task, stack, federation, pool, assignments, validation, chunk).rounds(probes, keep)
+    return _Run(task, stack, federation, pool, assignments, validation, chunk, witness).rounds(probes, keep)
 
 
 def _shape(pool: Pool, assignment: Assignment) -> Shape:
-    return Shape(tuple(len(site) for site in assignment.sites), pool.x.shape[1], pool.classes)
+    persons = None if pool.person is None else tuple(len(torch.unique(pool.person[site])) for site in assignment.sites)
+    return Shape(tuple(len(site) for site in assignment.sites), pool.x.shape[1], pool.classes, persons)
 
 
 def _local_only(
@@ -200,7 +205,9 @@ class _Run:
         assignments: Sequence[Assignment],
         validation: Tensor | None,
         chunk: int,
+        witness: Witness | None = None,
     ) -> None:
+        self.witness = witness
         self.task, self.stack, self.federation, self.pool = task, stack, federation, pool
         self.assignments, self.validation, self.chunk = list(assignments), validation, chunk
         self.started = time.perf_counter()
@@ -218,6 +225,9 @@ class _Run:
             self.inputs.append(x)
             self.modules.append(module)
             self.lanes.append([self._lane(assignment, module, x, site) for site in range(len(assignment.sites))])
+        if witness is not None:
+            for lane in self.lanes[0]:
+                witness.joins(lane.noise, lane.records, None if lane.person is None else lane.person[lane.records])
         self.equal_weights = stack.equal_weights or POOLED in federation.flaws
         self.peeks, self.chooses = PEEKS in federation.flaws, PEEKS in federation.flaws or federation.selection == "validation"
         self.kept: dict[tuple[int, int], Params] = {}  # what a site keeps from round to round, by federation and site
@@ -232,6 +242,17 @@ class _Run:
         parameters = dict(self.modules[0].named_parameters())
         return (name for name in self.modules[0].state_dict() if name not in parameters)
 
+    @property
+    def _persons(self) -> Tensor | None:
+        """Who gave each record, where persons are what is drawn and clipped."""
+        if self.stack.clip is None or self.stack.clip.unit != "person":
+            return None
+        if self.pool.person is None:
+            raise RequestError(
+                "clipping by person needs to know who gave each record; name the person column of the data, or clip records (unit=record)"
+            )
+        return self.pool.person
+
     def _lane(self, assignment: Assignment, module: nn.Module, x: Tensor, site: int) -> Lane:
         def draw(role: str, coordinates: tuple[object, ...]) -> torch.Generator:
             return stream(*coordinates, role, site)
@@ -244,6 +265,7 @@ class _Run:
             draw("batches", assignment.coordinates),
             draw("dropout", assignment.coordinates),
             draw("noise", assignment.defense_coordinates),
+            self._persons,
         )
 
     def _global(self, r: int) -> Params:
@@ -300,7 +322,8 @@ class _Run:
 
     def _trainer(self, members: tuple[tuple[int, int], ...]) -> Trainer:
         if members not in self.trainers:
-            self.trainers[members] = Trainer([self.lanes[r][s] for r, s in members], self.task.loss, self.stack)
+            lanes, watched = [self.lanes[r][s] for r, s in members], all(r == 0 for r, _ in members)
+            self.trainers[members] = Trainer(lanes, self.task.loss, self.stack, self.witness if watched else None)
         return self.trainers[members]
 
     def _local(self, participants: Sequence[Sequence[int]]) -> Params:
@@ -315,6 +338,10 @@ class _Run:
             after = self._best_epoch(trainer, start, members[0][0]) if self.peeks else trainer.run(start, self.federation.local)
             for name, state in after.items():
                 torch.sub(state, start[name], out=updates[name][first : first + len(members)])
+            if trainer.witness is not None and self.stack.clip is not None:
+                for i, (r, s) in enumerate(members):
+                    own = {name: rows[first + i] for name, rows in updates.items()}
+                    trainer.witness.sent(self.lanes[r][s].noise, own, trainer.trained)
         return updates
 
     def _best_epoch(self, trainer: Trainer, start: Params, r: int) -> Params:
@@ -389,7 +416,9 @@ class _Run:
     def _encoded(self, r: int, site: int, update: Params, kind: bytes) -> Params:
         """A site's update as it is sent; a probe moves neither what the site keeps nor its noise."""
         if kind == b"round":
-            sent, self.kept[r, site] = self.stack.encode_kept(update, self.kept.get((r, site), {}), self.lanes[r][site].noise)
+            noise = self.lanes[r][site].noise
+            saw = self.witness.encoding(noise) if self.witness is not None and r == 0 else None
+            sent, self.kept[r, site] = self.stack.encode_kept(update, self.kept.get((r, site), {}), noise, saw)
             return sent
         own = stream(*self.assignments[r].defense_coordinates, "encode", kind.hex(), site)
         return self.stack.encode_kept(update, self.kept.get((r, site), {}), own)[0]
@@ -413,7 +442,8 @@ class _Run:
         batch = torch.tensor(probe.records[site], dtype=torch.int64)
         # Streams of its own: a probe never moves the federation, nor another probe.
         where = (*self.assignments[r].defense_coordinates, "probe", probe.name, site)
-        lane = Lane(own.module, own.x, own.y, batch, stream(*where, "batches"), stream(*where, "dropout"), stream(*where, "noise"))
+        batches, dropout, noise = (stream(*where, role) for role in ("batches", "dropout", "noise"))
+        lane = Lane(own.module, own.x, own.y, batch, batches, dropout, noise, own.person)
         trainer = Trainer([lane], self.task.loss, self.stack)
         start = {name: tensor[r : r + 1] for name, tensor in self.globals.items()}
         if probe.optimiser == "gradient":

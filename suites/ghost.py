@@ -78,6 +78,17 @@ class Alike:
         size: Tensor = torch.linalg.vector_norm(self.a, dim=-1)
         return (self.d.square().sum(-1) * (size.square() + biased)).sum(0)
 
+    def products(self) -> Tensor:
+        """Inner products of the records' gradients, summed over the uses, [..., B, B]."""
+        slopes = self.d @ self.d.mT
+        if self.a is None:
+            return slopes.sum(0)
+        biased = 0 if self.uses[0].bias is None else 1
+        if self.uses[0].kind == "layer_norm":
+            of_weights = self.d * self.a
+            return (of_weights @ of_weights.mT + biased * slopes).sum(0)
+        return (slopes * (self.a @ self.a.mT + biased)).sum(0)
+
     def sums(self, scale: Tensor) -> Params:
         """Gradients summed over records with weights ``scale`` [..., B, 1]."""
         scaled = self.d * scale
@@ -212,10 +223,17 @@ class Jacobian:
 
     def squared_norms(self, v: Tensor) -> Tensor:
         """v_i^T (J J^T) v_i, [L, B] from v [L, B, m]."""
+        return ((v @ self._gram(v)) * v).sum(-1)
+
+    def products(self, v: Tensor) -> Tensor:
+        """v_i^T (J J^T) v_j, [L, B, B] from v [L, B, m]."""
+        return v @ self._gram(v) @ v.mT
+
+    def _gram(self, v: Tensor) -> Tensor:
         gram = v.new_zeros(len(v), v.shape[-1], v.shape[-1])
         for rows in self.rows.values():
             gram = gram + torch.einsum("mlp,nlp->lmn", rows.flatten(2), rows.flatten(2))
-        return ((v @ gram) * v).sum(-1)
+        return gram
 
     def sums(self, v: Tensor) -> Params:
         """J^T v, [L, ...] by name, from v [L, m] summed over records."""

@@ -17,6 +17,7 @@ from suites.clipping import ClippedSum
 from suites.contracts import Defense, Local, Params
 from suites.stacked import Stacked, stacked
 from suites.tasks.networks import Dropout
+from suites.witness import Witness
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], labels [B] -> per-record loss [B]
 Watch = Callable[[int, int, Params], None]
@@ -33,6 +34,12 @@ class Lane:
     batches: torch.Generator
     dropout: torch.Generator
     noise: torch.Generator
+    person: Tensor | None = None  # [N] who gave each record of the pool, where whole persons are drawn and clipped
+
+    @property
+    def units(self) -> int:
+        """How many there are to draw: persons, or records."""
+        return len(self.records) if self.person is None else len(torch.unique(self.person[self.records]))
 
 
 def wire(module: nn.Module) -> Params:
@@ -50,22 +57,25 @@ def _dropouts(module: nn.Module) -> list[tuple[str, Dropout]]:
     return [(f"{name}.mask" if name else "mask", part) for name, part in module.named_modules() if isinstance(part, Dropout)]
 
 
-def expected_batch(local: Local, records: int) -> int:
-    """A site with fewer records than a batch caps its batch."""
-    return min(local.batch, records)
+def expected_batch(local: Local, units: int) -> int:
+    """A site with fewer records (or persons) than a batch caps its batch."""
+    return min(local.batch, units)
 
 
 def schedule(lane: Lane, local: Local, *, poisson: bool) -> list[Tensor]:
-    """The record indices of each step of one round."""
-    n = len(lane.records)
+    """The record indices of each step of one round; of a drawn person all records."""
+    owner = None if lane.person is None else torch.unique(lane.person[lane.records], return_inverse=True)[1]
+    n = lane.units
     batch = expected_batch(local, n)
     steps: list[Tensor] = []
     for _ in range(local.epochs):
         if poisson:
             for _ in range(-(-n // batch)):
-                steps.append(lane.records[torch.rand(n, generator=lane.batches) < batch / n])
+                drawn = torch.rand(n, generator=lane.batches) < batch / n
+                steps.append(lane.records[drawn if owner is None else drawn[owner]])
         else:
-            steps.extend(torch.split(lane.records[torch.randperm(n, generator=lane.batches)], batch))
+            parts = torch.split(torch.randperm(n, generator=lane.batches), batch)
+            steps.extend(lane.records[part if owner is None else torch.isin(owner, part)] for part in parts)
     return steps
 
 
@@ -90,10 +100,13 @@ class Trainer:
     ----------
     lanes : equal modules up to their private buffers.
     defense : its ``clip`` and ``noise`` act at every step; None for a plain step.
+    witness : is shown each clipped step before and after its noise
     """
 
-    def __init__(self, lanes: Sequence[Lane], loss: Loss, defense: Defense) -> None:
+    def __init__(self, lanes: Sequence[Lane], loss: Loss, defense: Defense, witness: Witness | None = None) -> None:
         self.lanes = list(lanes)
+        self.witness = witness
+        self._live = [True] * len(self.lanes)  # lanes whose present step is their own
         self.loss = loss
         self.defense = defense
         self.stacked = len(lanes) > 1
@@ -121,7 +134,7 @@ class Trainer:
         """
         poisson = self.defense.clip is not None and self.defense.clip.sampling == "poisson"
         plans = [schedule(lane, local, poisson=poisson) for lane in self.lanes]
-        return self.follow(start, local, plans, [expected_batch(local, len(lane.records)) for lane in self.lanes], watch)
+        return self.follow(start, local, plans, [expected_batch(local, lane.units) for lane in self.lanes], watch)
 
     def follow(
         self, start: Params, local: Local, plans: Sequence[Sequence[Tensor]], expected: Sequence[int], watch: Watch | None = None
@@ -134,6 +147,7 @@ class Trainer:
         for step in range(last):
             # A lane that has no step left repeats its last batch; it was copied out before this moved it.
             batches = [plan[min(step, len(plan) - 1)] for plan in plans]
+            self._live = [step < len(plan) for plan in plans]
             self._gradient(state, batches, expected)
             optimiser.step()
             if watch is not None:
@@ -203,7 +217,7 @@ class Trainer:
         x, y, weight = self._gather(batches)
         masks = self._draw_masks(batches)
         if self.clipped is not None:
-            self._clipped_gradient(state, x, y, weight, masks, expected)
+            self._clipped_gradient(state, x, y, weight, masks, batches, expected)
             return
         blended: tuple[Tensor, Tensor] | None = None
         if self.blends:
@@ -250,15 +264,31 @@ class Trainer:
         outputs: Tensor = torch.func.functional_call(self.module, tensors, (x,))
         return outputs
 
-    def _clipped_gradient(self, state: Params, x: Tensor, y: Tensor, weight: Tensor | None, masks: Params, expected: Sequence[int]) -> None:
+    def _clipped_gradient(
+        self,
+        state: Params,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        masks: Params,
+        batches: Sequence[Tensor],
+        expected: Sequence[int],
+    ) -> None:
         assert self.clipped is not None
         assert self.defense.clip is not None
         params = {name: state[name].detach() if self.stacked else state[name].detach()[None] for name in self.trained}
         secrets = self.secrets if self.stacked else {n: b[None] for n, b in private(self.module).items() if n not in masks}
         if weight is None:
             weight = torch.ones(x.shape[:2], device=self.device)
-        sums, _ = self.clipped(params, {**secrets, **masks}, x, y, weight, self.defense.clip.norm)
-        noisy = [self.defense.noise({n: g[i] for n, g in sums.items()}, lane.noise) for i, lane in enumerate(self.lanes)]
+        norm, person = self.defense.clip.norm, self.lanes[0].person
+        group = None if person is None else person[_padded(batches)[0]].to(self.device)
+        sums, _ = self.clipped(params, {**secrets, **masks}, x, y, weight, norm, group)
+        noisy: list[Params] = []
+        for i, lane in enumerate(self.lanes):
+            own = {n: g[i] for n, g in sums.items()}
+            noisy.append(self.defense.noise(own, lane.noise))
+            if self.witness is not None and self._live[i]:
+                self.witness.stepped(lane.noise, batches[i], own, noisy[i], norm)
         sizes = torch.tensor(expected, dtype=x.dtype, device=self.device)
         for name in self.trained:
             rows = torch.stack([lane_sum[name] for lane_sum in noisy]) if self.stacked else noisy[0][name][None]

@@ -30,10 +30,12 @@ class Batch:
     y: Tensor
     weight: Tensor
     norm: float
+    group: Tensor | None = None  # whose records are clipped as one; None: each by itself
 
     def lane(self, k: int) -> Batch:
         params, private = pick(self.params, k), pick(self.private, k)
-        return Batch(params, private, self.x[k], self.y[k], self.weight[k].to(self.x.dtype), self.norm)
+        group = None if self.group is None else self.group[k]
+        return Batch(params, private, self.x[k], self.y[k], self.weight[k].to(self.x.dtype), self.norm, group)
 
 
 class EachRecord:
@@ -63,6 +65,19 @@ class EachRecord:
 
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         norms = torch.zeros_like(lane.weight)
+        for one in () if lane.group is None else torch.unique(lane.group[lane.weight != 0]):
+            rows = ((lane.group == one) & (lane.weight != 0)).nonzero().squeeze(1)
+            with torch.enable_grad():  # the records share one set of parameters, so the backward pass sums their gradients
+                single = {name: tensor.detach().requires_grad_() for name, tensor in parameters.items()}
+                mine = {name: tensor[rows] for name, tensor in own.items()}
+                outputs = vmap(of_one, in_dims=(None, 0, 0), randomness="different")(single, mine, lane.x[rows])
+                loss = (self._loss(outputs, lane.y[rows]) * lane.weight[rows]).sum()
+                slopes = torch.autograd.grad(loss, list(single.values()), materialize_grads=True)
+            norms[rows] = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
+            for name, slope in zip(single, slopes, strict=True):
+                total[name] += (lane.norm / norms[rows[0]]).clamp(max=1) * slope
+        if lane.group is not None:
+            return total, norms
         at_once = max(1, _FLOATS_AT_ONCE // max(1, sum(tensor.numel() for tensor in parameters.values())))
         for start in range(0, len(lane.x), at_once):
             part = slice(start, start + at_once)

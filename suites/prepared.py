@@ -124,7 +124,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
 def _read(tensors: dict[str, Tensor]) -> Prepared:
     sites = sum(name.startswith("site/") for name in tensors)
     return Prepared(
-        Pool(tensors["x"], tensors["y"], int(tensors["classes"])),
+        Pool(tensors["x"], tensors["y"], int(tensors["classes"]), tensors.get("person")),
         tuple(tensors[f"site/{i}"] for i in range(sites)),
         tensors["validation"],
         tensors["test"],

@@ -42,13 +42,14 @@ def insert(prepared: Prepared, attack: Inserting, rng: torch.Generator, coins: t
     included = torch.rand(count, generator=coins) < 0.5
     sites = tuple(torch.cat([site, index[included]]) if i == SITE else site for i, site in enumerate(prepared.sites))
     x, y = torch.cat([pool.x, canaries.x.to(pool.x.dtype)]), torch.cat([pool.y, canaries.y.to(pool.y.dtype)])
+    person = _persons(prepared.person, count)
     return replace(
         prepared,
-        pool=Pool(x, y, pool.classes),
+        pool=Pool(x, y, pool.classes, person),
         sites=sites,
         candidates=index,
         member=included,
-        person=_persons(prepared.person, count),
+        person=person,
         site_of=None
         if prepared.site_of is None
         else torch.cat([prepared.site_of, prepared.site_of[prepared.sites[SITE][:1]].expand(count)]),
