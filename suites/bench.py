@@ -17,6 +17,7 @@ from suites.contracts import (
     Local,
     Params,
     Probe,
+    RequestError,
     Secret,
     Shape,
     Task,
