@@ -265,7 +265,7 @@ class Observation(Protocol):
     @property
     def threat(self) -> Threat: ...
     @property
-    def known(self) -> Mapping[str, Fact]: ...  # protocol (Federation), classes, features, n_candidates, n_members, module …
+    def known(self) -> Mapping[str, Fact]: ...  # protocol (Federation), classes, features, members, clip, claim, layout (suites.tasks)
     @property
     def rounds(self) -> Sequence[RoundView]: ...  # needs broadcasts, updates or sums
     @property

@@ -101,7 +101,9 @@ class Seen:
     @property
     def known(self) -> Mapping[str, Fact]:
         scene = self._scene
+        laid_out = {} if scene.stack.layout is None else {"layout": Fact(scene.stack.layout, "public")}
         return {
+            **laid_out,
             "protocol": Fact(scene.federation, "protocol"),
             "classes": Fact(scene.classes, "public"),
             "features": Fact(scene.features, "public"),

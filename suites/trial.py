@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -180,18 +181,22 @@ class Trial:
         return [{"curve": "roc", "x": float(x), "y": float(y)} for x, y in zip(curve.fpr, curve.tpr)]
 
     def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
-        truth = self._records(attack)[: len(guess.value)]
+        cut = self._inverted()
+        truth = [records[:, cut] for records in self._records(attack)[: len(guess.value)]]
+        guess = replace(guess, value=[records[:, cut] for records in guess.value])
         controls: dict[str, list[Tensor]] = {}
         for name in _PRIORS:
             control = registry.find("attacks", name).make()
             try:
-                controls[name] = self.guess(control.of_sums() if self._sums(attack) else control, name)[0].value[: len(truth)]
+                made = self.guess(control.of_sums() if self._sums(attack) else control, name)[0].value[: len(truth)]
+                controls[name] = [records[:, cut] for records in made]
             except Skip:
                 continue
-        prepared = self.bench.prepared
-        pool = prepared.pool.x[prepared.candidates]
-        raw = (prepared.mean, prepared.scale)
-        measures = score_reconstruction(guess, truth, pool, self.scene.auxiliary, controls, self.rng("scorer"), raw=raw)
+        prepared, public = self.bench.prepared, self.scene.auxiliary
+        pool = prepared.pool.x[prepared.candidates][:, cut]
+        raw = (prepared.mean[cut], prepared.scale[cut])
+        auxiliary = Records(public.x[:, cut], public.y)
+        measures = score_reconstruction(guess, truth, pool, auxiliary, controls, self.rng("scorer"), raw=raw)
         if not self._sums(attack):  # a sum's guesses are matched to several records
             asked = [record.probe for round_ in self.evidence.rounds for record in round_.probes]
             measures += rero_measures(self.scene.claim, self.bench.stack.clip, asked, len(pool), measures)
@@ -203,6 +208,11 @@ class Trial:
             if drawable
         ]
         return measures, curves
+
+    def _inverted(self) -> slice:
+        """The columns of a record that a message depends on: all, but for what a structured record carries aside and no loss reads."""
+        layout = self.bench.prepared.layout
+        return slice(None) if layout is None else slice(0, layout.private)
 
     def _score_key(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
         bench, final = self.bench, self.evidence.finals[0]

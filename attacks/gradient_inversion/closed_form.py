@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from attacks.gradient_inversion.labels import label_list
-from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count
+from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, unlabelled, width
+from attacks.gradient_inversion.regression import with_targets
 from suites.contracts import Goal, Guess, Observation, Params, Sees, Target
 
 AGREE = 1e-3  # spread of the rows' scales up to which no key is suspected (1 - cosine)
 NEARLY = 0.05  # and up to which their mean says more of the length than a typical record does
 UNDECIDED = 0.5  # votes below this leave the sign to the auxiliary records
 _OWN_RECORDS = 8  # of the adversary's own that are sent through the public client
+_VAGUE = {"noise", "nothing", "batch"}  # cases whose records are too rough to read a residual from
 CLEAN = 1e-3  # second over first singular value up to which a message counts as free of noise
 
 
@@ -38,22 +40,30 @@ class ClosedForm:
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict", "key"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        features, classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
-        key, public = seen.key, seen.auxiliary.x
-        norm = float(public.norm(dim=1).median()) if len(public) else float(features) ** 0.5
+        classes, key, public = known_count(seen.known, "classes"), seen.key, seen.auxiliary.x
         values, trust, proven, kinds = [], [], [], set()
         for target in seen.targets:
-            raw, confidence, kind = invert(target, features, norm, public)
-            if kind == "keyed rows":
-                raw = measured(seen, target, raw, features)
-            value = seen.restore(raw.float(), key)
-            outputs = seen.predict(target.params, public, key).detach() if len(public) else None
-            labels = label_list(target, classes, outputs)
+            parts = [self._block(seen, target, columns) for columns in blocks(seen.known)]
+            value = seen.restore(torch.cat([raw for raw, _, _ in parts], 1).float(), key)
+            found = {kind for _, _, kind in parts}
+            if unlabelled(seen.known):
+                labels: Tensor | None = torch.zeros(target.batch, dtype=torch.int64)
+                value = value if found & _VAGUE else with_targets(seen, target, value, key)
+            else:
+                outputs = seen.predict(target.params, public, key).detach() if len(public) else None
+                labels = label_list(target, classes, outputs)
             values.append(value)
-            trust.append(confidence)
+            trust.append(min(confidence for _, confidence, _ in parts))
             proven.append(labels is not None and certified(seen, target, value, labels, key))
-            kinds.add(kind)
+            kinds |= found
         return Guess(values, torch.tensor(trust), torch.tensor(proven), {"cases": "+".join(sorted(kinds))})
+
+    def _block(self, seen: Observation, target: Target, columns: slice) -> tuple[Tensor, float, str]:
+        """What one first layer gives away: the columns [B, F'] that it reads, the expected cosine, and which case it was."""
+        public = seen.auxiliary.x[:, columns]
+        norm = float(public.norm(dim=1).median()) if len(public) else float(width(columns)) ** 0.5
+        raw, confidence, kind = invert(target, width(columns), norm, public)
+        return (measured(seen, target, raw, columns) if kind == "keyed rows" else raw), confidence, kind
 
 
 def invert(target: Target, features: int, norm: float, public: Tensor) -> tuple[Tensor, float, str]:
@@ -82,9 +92,9 @@ def invert(target: Target, features: int, norm: float, public: Tensor) -> tuple[
     return (_signed(direction, majority, public) * norm * cosine)[None], cosine, "noise" if noisy else "keyed rows"
 
 
-def measured(seen: Observation, target: Target, raw: Tensor, features: int) -> Tensor:
+def measured(seen: Observation, target: Target, raw: Tensor, columns: slice) -> Tensor:
     """``raw`` [1, F'] with the length and sign that the same rows' response to an own record gives; unchanged where that cannot be had."""
-    public = seen.auxiliary
+    public, features = seen.auxiliary, width(columns)
     if not len(public) or raw.shape[1] != features:
         return raw
     key = seen.key if seen.key is not None else seen.draw_key(0)
@@ -94,7 +104,7 @@ def measured(seen: Observation, target: Target, raw: Tensor, features: int) -> T
     own, known = torch.zeros_like(rows), torch.zeros_like(trust)
     for i in range(min(_OWN_RECORDS, len(public))):  # a row that is off for one record is on for another
         label = torch.nn.functional.one_hot(public.y[i : i + 1], classes).to(public.x.dtype)
-        said, clear = _lengths(seen.simulate(one_gradient, public.x[i : i + 1], label, key), public.x[i], features)
+        said, clear = _lengths(seen.simulate(one_gradient, public.x[i : i + 1], label, key), public.x[i, columns], features)
         own, known = torch.where(clear > known, said, own), torch.maximum(clear, known)
     ratio, clear = rows / own, trust * known
     good = ratio.isfinite() & (clear >= clear[ratio.isfinite()].median()) if bool(ratio.isfinite().any()) else ratio.isfinite()

@@ -31,6 +31,31 @@ def known_count(known: Mapping[str, Fact], name: str) -> int:
     return value if isinstance(value, int) else len(value)
 
 
+def blocks(known: Mapping[str, Fact]) -> list[slice]:
+    """The columns of a record that each first layer reads: all of them, or the blocks of a structured record (one a modality, say)."""
+    if "layout" not in known:
+        return [slice(0, known_count(known, "features"))]
+    found, start = [], 0
+    for width in known["layout"].value.blocks:
+        found.append(slice(start, start + width))
+        start += width
+    return found
+
+
+def widest(known: Mapping[str, Fact]) -> slice:
+    """The widest of these blocks."""
+    return max(blocks(known), key=width)
+
+
+def width(columns: slice) -> int:
+    return int(columns.stop - columns.start)
+
+
+def unlabelled(known: Mapping[str, Fact]) -> bool:
+    """Whether the loss reads no label: that of a structured record is about the record itself."""
+    return "layout" in known
+
+
 def _layers(update: Params) -> list[Layer]:
     found = []
     for name, tensor in update.items():

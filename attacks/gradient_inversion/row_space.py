@@ -22,12 +22,18 @@ from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.lbfgs import minimise
-from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count
+from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, unlabelled, width
+from attacks.gradient_inversion.regression import with_targets
 from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Skip, Target
 
 SOLVED = 1e-10  # loss of a message in single precision that was hit exactly
 UNEXPLAINED = 0.25  # mean relative squared distance a tensor from which a search counts as failed
 Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r], first weights [L, H, r] -> messages with a lane axis
+
+
+def explains(loss: float, target: Target) -> bool:
+    """Whether a search's loss is that of a message more or less hit."""
+    return loss < UNEXPLAINED * sum(tensor.is_floating_point() for tensor in target.update.values())
 
 
 class RowSpace:
@@ -59,8 +65,10 @@ class RowSpace:
             else:
                 inside, loss = problem.solve(self.budget, self.restarts, rng)
                 # A search that explains little of the message knows less than the closed form, which shrinks towards the prior mean.
-                raw = inside @ problem.rows if loss < UNEXPLAINED * len(problem.received) else problem.guess
+                raw = inside @ problem.rows if explains(loss, target) else problem.guess
             value = seen.restore(raw.float(), key)
+            if problem.case == "plain" or explains(loss, target):
+                value = with_targets(seen, problem.target, value, key)
             values.append(value)
             losses.append(loss)
             proven.append(certified(seen, target, value, problem.labels, key))
@@ -86,9 +94,13 @@ class Problem:
 
     def __init__(self, seen: Observation, target: Target, key: Secret | None) -> None:
         self.features, self.classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
-        public = seen.auxiliary.x
-        outputs = seen.predict(target.params, public, key).detach() if len(public) else None
-        labels = label_list(target, self.classes, outputs)
+        public, self.structured = seen.auxiliary.x, unlabelled(seen.known)
+        labels: Tensor | None = torch.zeros(target.batch, dtype=torch.int64)
+        if self.structured:
+            self.features, public = width(self._columns(seen, target)), public[:, self._columns(seen, target)]
+        else:
+            outputs = seen.predict(target.params, public, key).detach() if len(public) else None
+            labels = label_list(target, self.classes, outputs)
         if labels is None:
             raise Skip("the message holds no output bias, so the labels cannot be counted")
         self.labels = labels
@@ -111,26 +123,41 @@ class Problem:
         self.weight = self.params[self.first] @ self.rows.T  # [H, r]
         self.simulate = self._client(seen, key)
 
+    @staticmethod
+    def _columns(seen: Observation, target: Target) -> slice:
+        """What the one first layer of structured records reads."""
+        if len(blocks(seen.known)) > 1:
+            raise Skip("two first layers read these records, a block each, and this search has one row space; use closed_form")
+        if seen.known["layout"].value.target and target.steps > 1:
+            raise Skip("what a network was to predict is read off one gradient, and this message mixes several")
+        return blocks(seen.known)[0]
+
     def _client(self, seen: Observation, key: Secret | None) -> Simulate:
         """The cheapest simulated client that agrees with the public one: closed form, else vmap in the row space, else in full space."""
         soft = torch.nn.functional.one_hot(self.labels, self.classes).double()
+        received = replace(self.target, params=self.params, update={name: t.double() for name, t in self.target.update.items()})
 
         def full(x: Tensor, weight: Tensor) -> Params:
-            message = seen.simulate(replace(self.target, params=self.params), seen.restore(x @ self.rows, key), soft, key)
+            records = with_targets(seen, received, seen.restore(x @ self.rows, key), key)
+            message = seen.simulate(received, records, soft, key)
             return {**message, self.first: message[self.first] @ self.rows.T}
 
         def reduced(x: Tensor, weight: Tensor) -> Params:
             return seen.simulate(replace(self.target, params={**self.params, self.first: weight}), x, soft, key)
 
-        chain = Chain.found(self.params, self.features, self.classes) if self.target.optimiser == "gradient" else None
+        plain = self.target.optimiser == "gradient" and not self.structured
+        chain = Chain.found(self.params, self.features, self.classes) if plain else None
 
         def closed(x: Tensor, weight: Tensor) -> Params:
             assert chain is not None
             return chain.gradients(self.params, weight, x, soft.expand(len(x), -1, -1))
 
+        if self.structured:
+            start = seen.restore(self.guess, key)  # the public model, with each key, is built outside vmap
+            seen.predict(self.params, with_targets(seen, received, start, key), key)
         trial = torch.randn(1, len(self.labels), len(self.rows), generator=torch.Generator().manual_seed(0)).double().to(self.rows.device)
         exact = torch.func.vmap(full)(trial, self.weight[None])
-        for candidate in (closed if chain is not None else None, torch.func.vmap(reduced)):
+        for candidate in () if self.structured else (closed if chain is not None else None, torch.func.vmap(reduced)):
             try:
                 if candidate is not None and _close(candidate(trial, self.weight[None]), exact):
                     return candidate

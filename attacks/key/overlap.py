@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.gradient_inversion.message import as_gradient, first_linear, known_count
+from attacks.gradient_inversion.message import as_gradient, first_linear, widest, width
 from attacks.key.matching import DECIDED, search
 from suites.contracts import Goal, Guess, Observation, RequestError, Sees, Skip, Target
 
@@ -42,15 +42,15 @@ class Overlap:
         self.budget = budget
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        targets, x = seen.targets, seen.candidates.x
-        features = known_count(seen.known, "features")
+        targets, x, columns = seen.targets, seen.candidates.x, widest(seen.known)
+        features = width(columns)
         if len(targets) < 2:
             raise Skip("one message shares its records with no other in sight")
         lines, within = isolated(targets, features, self.budget, rng)
         placed, margins = torch.zeros(len(lines), dtype=torch.int64), torch.zeros(len(lines), dtype=torch.float64)
         if len(lines) >= 3:
             allowed = torch.ones(len(lines), len(x), dtype=torch.bool)
-            placed, margins = search(lines, x, allowed, rng, starts=max(self.budget // 250, 1))
+            placed, margins = search(lines, x[:, columns], allowed, rng, starts=max(self.budget // 250, 1))
         sure = (margins > DECIDED) & bool(margins.median() > DECIDED if len(lines) else False)
         values, certain = [], []
         for target, own in zip(targets, within):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from attacks.gradient_inversion.message import first_linear, known_count
+from attacks.gradient_inversion.message import first_linear, widest, width
 from attacks.membership.ghost import first_slopes
 from attacks.membership.loss import key_to_use
-from attacks.membership.span import coordinates, how_many_public, principal
+from attacks.membership.span import coordinates, how_many_public, principal, restored
 from suites.contracts import Goal, Guess, Observation, Params, RoundView, Sees, Skip
 
 
@@ -30,17 +30,18 @@ class MatchedSpan:
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates", "auxiliary", "predict", "key", "broadcasts", "updates"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        features, key, candidates, public = known_count(seen.known, "features"), key_to_use(seen), seen.candidates, seen.auxiliary.x
+        columns, key, candidates = widest(seen.known), key_to_use(seen), seen.candidates
+        x, public = candidates.x[:, columns], seen.auxiliary.x[:, columns]
         views = [view for view in seen.rounds if view.broadcast is not None and self.messages(view)]
         if not views:
             raise Skip("no round shows both a broadcast and an update")
-        layer = first_linear(next(iter(self.messages(views[0]).values())), features).weight
+        layer = first_linear(next(iter(self.messages(views[0]).values())), width(columns)).weight
 
         def slopes(params: Params) -> Tensor:
             return first_slopes(lambda p: seen.predict(p, candidates.x, key), lambda o: seen.loss(o, candidates.y), params)
 
         def delta(update: Params) -> Tensor:
-            return seen.restore(update[layer].float(), key)
+            return restored(seen, update[layer], columns, key)
 
         count = how_many_public([delta(update) for update in self.messages(views[0]).values()][:3], public)
         components = principal(public, count)
@@ -51,7 +52,7 @@ class MatchedSpan:
             before = slopes(broadcast)
             for site, update in self.messages(view).items():
                 after = slopes({name: t + update[name] if name in update else t for name, t in broadcast.items()})
-                score = matched(delta(update), components, candidates.x, before, after)
+                score = matched(delta(update), components, x, before, after)
                 total[site] = total[site] + score if site in total else score
                 rounds[site] = rounds.get(site, 0) + 1
         means = torch.stack([total[site] / rounds[site] for site in total])

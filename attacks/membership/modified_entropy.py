@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from attacks.gradient_inversion.message import unlabelled
 from attacks.membership.loss import key_to_use
 from suites.contracts import Goal, Guess, Observation, Sees, Skip
 
@@ -24,8 +25,8 @@ class ModifiedEntropy:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         key, asked, public = key_to_use(seen), seen.candidates, seen.auxiliary
-        if asked.y.is_floating_point():
-            raise Skip("modified entropy is defined for class labels, and this task predicts numbers")
+        if asked.y.is_floating_point() or unlabelled(seen.known):
+            raise Skip("modified entropy is defined for class labels, and this task predicts none")
         with torch.no_grad():
             score = -modified_entropy(seen.predict(seen.released, asked.x, key), asked.y)
             if len(public):

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from attacks.gradient_inversion.message import first_linear, known_count
-from suites.contracts import Goal, Guess, Observation, Params, RoundView, Sees, Skip
+from attacks.gradient_inversion.message import first_linear, unlabelled, widest, width
+from suites.contracts import Goal, Guess, Observation, Params, RoundView, Secret, Sees, Skip
 
 STEPS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 160, 240, 320)  # numbers of public components tried
 _RANK = 1e-10  # eigenvalues below this share of the largest count as zero
@@ -27,18 +28,17 @@ class SpanMembership:
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates", "auxiliary", "key", "updates"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        features = known_count(seen.known, "features")
+        columns = widest(seen.known)
         deltas: dict[int, list[Tensor]] = {}
         for view in seen.rounds:
             for site, update in self.messages(view).items():
-                delta = update[first_linear(update, features).weight].float()
-                deltas.setdefault(site, []).append(seen.restore(delta, seen.key))
+                deltas.setdefault(site, []).append(restored(seen, update[first_linear(update, width(columns)).weight], columns, seen.key))
         if not deltas:
             raise Skip("no round shows an update")
-        public = seen.auxiliary.x
+        public = seen.auxiliary.x[:, columns]
         count = how_many_public([series[0] for series in deltas.values()][:3], public)
         components = principal(public, count)
-        x = seen.candidates.x
+        x = seen.candidates.x[:, columns]
         shares = torch.stack([torch.stack([share(delta, components, x) for delta in series]).mean(0) for series in deltas.values()])
         return Guess(shares.max(0).values, notes={"public_components": float(count), "sites": float(len(deltas))})
 
@@ -53,6 +53,13 @@ class SpanMembershipOfSum(SpanMembership):
 
     def messages(self, view: RoundView) -> dict[int, Params]:
         return {} if view.combined is None else {0: view.combined}
+
+
+def restored(seen: Observation, delta: Tensor, columns: slice, key: Secret | None) -> Tensor:
+    """A first layer's update [H, F'] in the units of the ``columns`` of a record that it reads."""
+    if not unlabelled(seen.known):
+        return seen.restore(delta.float(), key)
+    return seen.restore(functional.pad(delta.float(), (columns.start, 0)), key)[:, columns]
 
 
 def share(delta: Tensor, components: Tensor, x: Tensor) -> Tensor:

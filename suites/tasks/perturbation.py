@@ -80,7 +80,7 @@ class Perturbation:
         features = (*genes, *(f"near {gene}" for gene in genes), *lines, *raw.features)
         held = np.concatenate(x, 1)[treated]
         self.genes = len(genes)
-        self.layout = Layout((held.shape[1] - raw.x.shape[1],), raw.x.shape[1])
+        self.layout = Layout((held.shape[1] - raw.x.shape[1],), raw.x.shape[1], raw.x.shape[1])
         site = None if raw.site is None else line[treated]
         return Cohort(
             raw.name, held, y, named, features, site, raw.sites, y.copy(), raw.citation, raw.licence, f"{raw.transform}, minus control"

@@ -79,7 +79,7 @@ def test_the_graph_joins_families_and_pairs_of_the_design() -> None:
 def test_changes_are_told_against_the_control_cells_of_the_same_line(tmp_path: Path) -> None:
     task = Perturbation()
     cohort = task.cohort(data(write(tmp_path, noise=0.0)))
-    assert task.layout == Layout((2 * 5 + 2,), 30)
+    assert task.layout == Layout((2 * 5 + 2,), 30, 30)
     assert len(cohort) == 2 * 9 * 12  # no control cells
     assert len(cohort.classes) == 2 * 9
     for row in (0, 100, len(cohort) - 1):
