@@ -110,7 +110,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         **{f"site/{i}": site for i, site in enumerate(parts.sites)},
     }
     if own is not None:
-        tensors["layout"] = torch.tensor([*table.layout.blocks, table.layout.aside])
+        tensors["layout"] = torch.tensor([*table.layout.blocks, table.layout.aside, table.layout.target])
         tensors |= {f"public/{name}": tensor for name, tensor in table.public.items()}
     if cohort.person is not None:
         tensors["person"] = torch.from_numpy(cohort.person)
@@ -135,6 +135,10 @@ def _read(tensors: dict[str, Tensor]) -> Prepared:
         tensors.get("site_of"),
         tensors["mean"],
         tensors["scale"],
-        Layout(tuple(tensors["layout"][:-1].tolist()), int(tensors["layout"][-1])) if "layout" in tensors else None,
+        _layout(tensors["layout"].tolist()) if "layout" in tensors else None,
         {name.removeprefix("public/"): tensor for name, tensor in tensors.items() if name.startswith("public/")},
     )
+
+
+def _layout(widths: list[int]) -> Layout:
+    return Layout(tuple(widths[:-2]), *widths[-2:])

@@ -1,0 +1,158 @@
+"""Attacks where a loss is about numbers and not about classes: exact where nothing protects, silent where nothing is there."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attacks.gradient_inversion.closed_form import ClosedForm
+from suites.bench import Bench, Row
+from suites.contracts import Threat
+from suites.referee import attack_cell, reference_cell, train_cell
+from suites.trial import Trial
+
+SCREEN = {"name": "synthetic_perturbation", "params": {"features": 60, "perturbed": 9, "doubles": 4, "cells": 8}}
+TISSUE = {"name": "synthetic_tissue", "params": {"rows": 20, "columns": 20, "features": 12}}
+PAIRED = {"name": "synthetic_paired", "params": {"cells": 200, "features": 70}}
+TASKS = {"perturbation": (SCREEN, "person"), "spatial_domains": (TISSUE, "person"), "integration": (PAIRED, "record")}
+
+
+def spec(task: str, defense: str = "fedavg", **changes: Any) -> dict[str, Any]:
+    data, unit = TASKS[task]
+    return {
+        "suite": "s",
+        "task": task,
+        "data": data,
+        "split": {"unit": unit, "train": 0.5, "validation": 0.1, "test": 0.2, "auxiliary": 0.2},
+        "partition": {"kind": "column"},
+        "federation": {"rounds": 1, "local": {"epochs": 1, "batch": 50, "lr": 1e-3}},
+        "probes": [{"gradients": 2, "batch": 1, "round": 0}],
+        "engine": {"chunk": 1},
+        "defense": defense,
+        "seed": 0,
+        **changes,
+    }
+
+
+def run(folder: Path, given: dict[str, Any], *attacks: str, key: str = "none", references: int = 0) -> dict[str, dict[str, Row]]:
+    """Every attack's rows by metric; a skipped one has its reason under ""."""
+    inputs = {"train": folder / "train" / "target"}
+    for name in ("target",) if not references else ("target", "reference"):
+        (folder / ("train" if name == "target" else "reference") / name).mkdir(parents=True, exist_ok=True)
+    train_cell(given, inputs["train"])
+    if references:
+        inputs["reference:0"] = folder / "reference" / "reference"
+        reference_cell({**given, "first": 0, "count": references, "probes": []}, inputs["reference:0"])
+    found = {}
+    for attack in attacks:
+        out = folder / "attack" / attack
+        out.mkdir(parents=True)
+        attack_cell({**given, "attack": attack, "threat": {"view": "server", "key": key}, "budget": 1.0}, out, inputs)
+        found[attack] = {row["metric"]: row for row in json.loads((out / "rows.json").read_text())}
+    return found
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_one_record_comes_back_exactly_without_any_label(task: str, tmp_path: Path) -> None:
+    """Also what the network was to predict, of which the perturbation's message holds the residual alone."""
+    closed = run(tmp_path, spec(task), "closed_form")["closed_form"]
+    assert closed["r2"]["value"] > 0.999
+    assert closed["exact"]["value"] == 1.0
+    assert closed["reidentified"]["value"] == 1.0
+
+
+def test_a_step_of_plain_gradient_descent_gives_as_much(tmp_path: Path) -> None:
+    probe = {"gradients": 1, "batch": 1, "round": 0, "optimiser": "sgd", "steps": 1, "lr": 0.05}
+    closed = run(tmp_path, spec("perturbation", probes=[probe]), "closed_form")["closed_form"]
+    assert closed["exact"]["value"] == 1.0
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_noise_leaves_nothing_to_read(task: str, tmp_path: Path) -> None:
+    """The null of the inversion: messages that are all noise say no more of the records than the best control does."""
+    closed = run(tmp_path, spec(task, "dp_sgd:noise_multiplier=50"), "closed_form")["closed_form"]
+    assert closed["leakage"]["value"] < 0.05
+    assert closed["exact"]["value"] == 0.0
+
+
+def test_what_is_predicted_is_the_residual_and_not_a_copy_of_the_truth(tmp_path: Path) -> None:
+    """By hand: mean squared error over T genes, so target = output - T/2 of the output bias' slope."""
+    given = spec("perturbation")
+    bench = Bench(given, None)
+    trained = bench.train([bench.assignment()], target=True)[0]
+    layout = bench.prepared.layout
+    assert layout is not None
+    probe = trained.rounds[0].probes[0]
+    record = bench.prepared.pool.x[list(probe.probe.records[0])]
+    outputs = bench.predict(trained.secret)(trained.rounds[0].broadcast, record)
+    by_hand = outputs[:, : layout.target] - probe.messages[0].payload["decoder.bias"] * layout.target / 2
+    torch.testing.assert_close(by_hand, record[:, layout.fed :], rtol=1e-3, atol=1e-4)
+
+
+def test_a_key_holder_is_told_what_a_stranger_is_not(tmp_path: Path) -> None:
+    stranger = run(tmp_path / "a", spec("spatial_domains", "infl:hardened:minimum=16"), "closed_form")["closed_form"]
+    holder = run(tmp_path / "b", spec("spatial_domains", "infl:hardened:minimum=16"), "closed_form", key="leaked")["closed_form"]
+    assert holder["cosine"]["value"] > 0.99
+    assert stranger["cosine"]["value"] < 0.5
+
+
+@pytest.mark.parametrize("task", ["perturbation", "spatial_domains"])
+def test_a_batch_is_found_in_its_row_space(task: str, tmp_path: Path) -> None:
+    probes = [{"gradients": 1, "batch": 2, "round": 0}]
+    found = run(tmp_path, spec(task, probes=probes), "row_space:limit=1")["row_space:limit=1"]
+    assert found["r2"]["value"] > 0.99
+
+
+def test_what_cannot_apply_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    found = run(tmp_path, spec("integration"), "row_space", "modified_entropy")
+    assert {name: rows[""]["status"] for name, rows in found.items()} == {"row_space": "skipped", "modified_entropy": "skipped"}
+    assert "two first layers" in found["row_space"][""]["reason"]
+    assert "predicts none" in found["modified_entropy"][""]["reason"]
+
+
+def membership(rate: float, epochs: int) -> dict[str, Any]:
+    """Cells drawn at random from each condition, two of four in training: what a condition's mean says of its cells is their membership."""
+    return spec(
+        "perturbation",
+        data={"name": "synthetic_perturbation", "params": {"features": 60, "perturbed": 30, "doubles": 0, "cells": 4}},
+        split={"unit": "record", "train": 0.4, "validation": 0, "test": 0.4, "auxiliary": 0.2},
+        federation={"rounds": 2, "local": {"epochs": epochs, "batch": 50, "lr": rate}},
+        probes=[],
+    )
+
+
+MEMBERSHIP = ("loss_threshold", "lira", "span", "round_cosine")
+
+
+def test_membership_shows_where_a_model_learns_its_cells(tmp_path: Path) -> None:
+    found = run(tmp_path, membership(1e-2, 60), *MEMBERSHIP, references=4)
+    for name in ("loss_threshold", "lira", "round_cosine"):
+        assert found[name]["auc"]["low"] > 0.55, name
+
+
+def test_membership_is_chance_where_nothing_was_learnt(tmp_path: Path) -> None:
+    """Training at a rate of nearly nothing: whatever a score then tells apart, the training did not put there."""
+    found = run(tmp_path, membership(1e-9, 1), "loss_threshold", "lira", references=4)
+    for name, rows in found.items():
+        n = rows["auc"]["n"] / 2
+        error = math.sqrt((2 * n + 1) / (12 * n * n))
+        assert abs(rows["auc"]["value"] - 0.5) < 3.5 * error, name
+
+
+def test_a_place_that_no_message_depends_on_is_not_scored(tmp_path: Path) -> None:
+    """Two columns of a spot's place travel aside: guessing them wrong may not hide that everything else came back."""
+    given = spec("spatial_domains")
+    folder = tmp_path / "train" / "target"
+    folder.mkdir(parents=True)
+    train_cell(given, folder)
+    bench = Bench(given, None)
+    layout = bench.prepared.layout
+    assert layout is not None
+    assert (layout.aside, layout.target) == (2, 0)
+    rows, _ = Trial(bench, Threat(), folder, []).run(ClosedForm(), "closed_form", {"attack": "closed_form", "goal": "reconstruction"})
+    assert next(row for row in rows if row["metric"] == "r2")["value"] > 0.999
