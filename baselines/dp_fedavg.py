@@ -64,6 +64,7 @@ class DPFedAvg(Defense):
         self.epsilon = _EPSILON if epsilon is None and noise_multiplier is None else epsilon
         self.noise_multiplier = noise_multiplier
         self.delta, self.norm = float(delta), float(clip)
+        self.bound = self.norm
         self.needs_channel, self.colluders = shared, int(colluders)
         self._shares = 1  # the messages whose noise adds up in what an adversary sees
 
@@ -120,6 +121,7 @@ class DPFedAvg(Defense):
             noise_multiplier=self.noise_multiplier,
             steps=federation.rounds,
             per_site=(epsilon,) * len(shape.site_sizes),
+            shares=self._shares,
             server_sees=sees,
             sentence=(
                 f"(ε = {epsilon:.4g}, δ = {self.delta:g})-DP for {change}, over all {federation.rounds} rounds without amplification: "

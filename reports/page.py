@@ -12,6 +12,7 @@ from reports import gallery, setting, tables, verdict, words
 from reports.drawing import Picture
 from reports.overview import attacks_table
 from reports.power import powers
+from reports.receipts import receipts_table, refusals
 from reports.standing import Threat, each, standings
 from reports.stats import summarise
 from reports.tables import Table
@@ -54,6 +55,8 @@ def sections(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, A
         made["limits"].blocks.extend([*heading, Block("terms", setting.threat_terms(own, told))])
     for title, terms in setting.card_terms(results, record):
         made["cards"].blocks.extend([Block("heading", title), Block("terms", terms)])
+    made["cards"].blocks.extend(_tables(receipts_table(record, "receipts")))
+    made["cards"].blocks.extend([Block("list", said)] if (said := refusals(record)) else [])
     limits = setting.limits_in_words(results, record)
     made["limits"].blocks.append(Block("list", limits))
     made["again"].blocks.extend(Block(kind, value) for kind, value in setting.reproduction(record) if value)

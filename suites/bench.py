@@ -31,6 +31,7 @@ from suites.scoring import (
 )
 from suites.stack import Stack
 from suites.tasks.structured import UNTRAINED, Structured
+from suites.witness import Witness
 
 Row = dict[str, Any]
 CLAIM, REFERENCES = "claim.json", "references.safetensors"  # files of a train and of a reference cell
@@ -130,7 +131,7 @@ class Bench:
                 made.append(Probe(f"{number}.{index}", spec.get("round", 0), chosen, **settings))
         return made
 
-    def train(self, assignments: Sequence[Assignment], *, target: bool) -> list[Trained]:
+    def train(self, assignments: Sequence[Assignment], *, target: bool, witness: Witness | None = None) -> list[Trained]:
         every = self.spec.get("engine", {}).get("keep_every", 1)
         last = self.federation.rounds - 1
         return train(
@@ -143,6 +144,7 @@ class Bench:
             probes=self.probes() if target else (),
             keep=lambda r: target and (r % every == 0 or r == last),
             chunk=self.spec.get("engine", {}).get("chunk", 16),
+            witness=witness,
         )
 
     def one_epoch(self) -> None:

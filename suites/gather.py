@@ -22,7 +22,7 @@ from suites.plan import Cell, Plan
 from suites.runner import Outcome
 from suites.store import Store, writing
 
-ROWS, CURVES = "rows.json", "curves.json"
+ROWS, CURVES, RECEIPT = "rows.json", "curves.json", "receipt.json"
 RESULTS_FILE, CURVES_FILE, RECORD_FILE = "results.parquet", "curves.parquet", "record.json"
 _BLANK = {"metric": "", "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "direction": "higher", "role": "score", "reason": ""}
 
@@ -83,6 +83,7 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, c
         "parts": [_part(part, plan, store) for part in plan.suite.parts],
         "cards": about.cards(list(dict.fromkeys(ref for part in plan.suite.each for ref in part.defenses))),
         "attacks": about.attacks(plan),
+        "receipts": _receipts(plan, store),
         "data_digest": plan.data,
         "code_hash": combined(plan.code),
         "code": plan.code,
@@ -107,6 +108,16 @@ def _part(part: SuiteSpec, plan: Plan, store: Store) -> dict[str, Any]:
     """Which rows are a part's, what was asked of it and of what data it is."""
     rows = {"task": registry.find("tasks", part.task).label, "data": part.data.name or Path(str(part.data.path)).stem}
     return {**rows, "request": _request(part), "cohort": about.cohort(plan, store, part)}
+
+
+def _receipts(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """The receipt of every training that claims an ε, under the columns that name its cell."""
+    found = []
+    for cell in plan.cells:
+        path = store.folder(cell.stage, cell.id) / RECEIPT
+        if cell.stage == "train" and not cell.spec.get("inserts") and path.is_file():
+            found.append({**{name: cell.columns[name] for name in ("task", "data", "defense", "seed")}, **json.loads(path.read_text())})
+    return found
 
 
 def write(out: Path, table: pd.DataFrame, curve_table: pd.DataFrame, made_with: Mapping[str, Any]) -> None:

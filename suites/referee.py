@@ -29,19 +29,23 @@ from suites.contracts import (
 from suites.federation import Trained
 from suites.meter import flop, peak_memory
 from suites.observation import Evidence, why_not
+from suites.receipt import receipt
 from suites.scoring import (
     Measure,
     score_utility,
 )
 from suites.trial import Trial
+from suites.witness import Witness
 
-ROWS, CURVES = "rows.json", "curves.json"
+ROWS, CURVES, RECEIPT = "rows.json", "curves.json", "receipt.json"
 
 
 def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
-    """Train the target federation; write its transcript, and rows of utility, cost and claim."""
+    """Train the target federation; write its transcript, its receipt, and rows of utility, cost and claim."""
     started, bench = time.perf_counter(), Bench(spec, _cache(folder))
-    trained = bench.train([bench.assignment()], target=True)[0]
+    claim = bench.stack.claim(bench.federation, bench.shape)
+    witness = Witness() if claim is not None and claim.kind == "dp" else None
+    trained = bench.train([bench.assignment()], target=True, witness=witness)[0]
     evidence = Evidence(trained.rounds, trained.finals, trained.samples)
     transcript.save(folder, evidence)
     predict = bench.predict(trained.secret)
@@ -51,8 +55,7 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     measures += bench.yardsticks(metrics)
     rows = [row(bench, measure, goal="utility") for measure in measures]
     rows += [row(bench, measure, goal="cost") for measure in _costs(bench, trained)]
-    claim = bench.stack.claim(bench.federation, bench.shape)
-    rows += [row(bench, measure, goal="utility") for measure in _claims(claim)]
+    rows += [row(bench, measure, goal="utility") for measure in [*_claims(claim), *_receipt(bench, witness, claim, trained, folder)]]
     inputs = bench.stack.prepare(bench.prepared.pool.x, trained.secret)
     flags = flag_messages(evidence, bench.stack, bench.task, trained.module, inputs, bench.prepared.pool.y, claim)
     rows += [row(bench, measure, goal="utility") for measure in flags]
@@ -108,6 +111,16 @@ def _claims(claim: Claim | None) -> list[Measure]:
     rows += [] if claim.delta is None else [Measure("delta", claim.delta, nan, nan, 1, "lower", "claim")]
     rows += [Measure(f"epsilon:site {i}", value, nan, nan, 1, "lower", "claim") for i, value in enumerate(claim.per_site)]
     return rows
+
+
+def _receipt(bench: Bench, witness: Witness | None, claim: Claim | None, trained: Trained, folder: Path) -> list[Measure]:
+    """Write the receipt of a training under ε; a flag where it is refused."""
+    if witness is None or claim is None:
+        return []
+    found = receipt(witness, bench.stack, bench.federation, bench.shape, claim, trained)
+    (folder / RECEIPT).write_text(json.dumps(found.record()))
+    said = "; ".join(found.reasons)
+    return [] if found.accepted else [Measure("flag:receipt_refused", 1.0, math.nan, math.nan, len(found.reasons), "lower", "flag", said)]
 
 
 def _costs(bench: Bench, trained: Trained) -> list[Measure]:

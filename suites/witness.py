@@ -93,5 +93,5 @@ class Witness:
             own.square += float(tensor.double().square().sum() if tensor.numel() < 4096 else torch.linalg.vector_norm(tensor).double() ** 2)
         if len(site.sample) < ROWS:
             flat = torch.cat([tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)] for tensor in added.values()])
-            chosen = torch.linspace(0, len(flat) - 1, SAMPLED).long()
+            chosen = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat))).long()
             site.sample.append(flat[chosen].double().cpu())

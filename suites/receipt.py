@@ -1,0 +1,198 @@
+"""The receipt of a training under differential privacy: what ran beside what was claimed, refused where the two part or cannot be told.
+
+The witness (``suites.witness``) noted the batches and the noise. Here they are judged: was every record (or person) drawn by Poisson
+sampling at the rate of the claim, as often as the claim counts; is the noise in every tensor as large as claimed, normal, and new each
+time; is all that was sent clipped; did anything else leave in the clear; and do two accountants that share no code give the claim's ε for
+it. Chance alone refuses a sound training about once in a million.
+
+A receipt is not a proof. It sees numbers, not the generator that they came from, and says nothing of the machine they ran on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from suites import accounting, loss_distribution
+from suites.contracts import Claim, Defense, Federation, Shape
+from suites.federation import Trained
+from suites.receipt_faults import deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, planned
+from suites.stack import Stack
+from suites.witness import Moments, Site, Witness
+
+_AGREE = 0.02  # relative difference of accountants that counts as agreement; PRV's own bound is 0.2 % above
+_FAR = 300.0  # above it Opacus' PRV leaves the doubles and a Rényi bound stands in its place
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReceipt:
+    """One site as it ran: its units, their mean number in a step and what the claim's rate gives, and the noise."""
+
+    units: int
+    steps: int
+    drawn: float
+    expected: float
+    rate: float
+    noise: float  # as a multiplier, with its interval; of the whole message, or of a tensor that lacks what is claimed
+    low: float
+    high: float
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """``reasons`` is empty where the receipt is accepted; ``epsilons`` holds each accountant's ε for what was measured."""
+
+    unit: str
+    relation: str
+    sampler: str
+    delta: float
+    steps: int
+    claimed: float
+    epsilons: Mapping[str, float]
+    noise_multiplier: float
+    measured: float  # of what an adversary sees, by the least noisy site and tensor
+    low: float
+    high: float
+    sites: tuple[SiteReceipt, ...]
+    reasons: tuple[str, ...]
+    caveats: tuple[str, ...] = field(default=())
+
+    @property
+    def accepted(self) -> bool:
+        return not self.reasons
+
+    def record(self) -> dict[str, Any]:
+        """For JSON; infinities as None."""
+        found = {**asdict(self), "accepted": self.accepted}
+        return {name: _finite(value) for name, value in found.items()}
+
+
+def receipt(witness: Witness, stack: Stack, federation: Federation, shape: Shape, claim: Claim, trained: Trained) -> Receipt:
+    """Judge one training under a claim of kind "dp"."""
+    layer = _claimant(stack, federation, shape, claim)
+    sites = list(witness.sites.values())
+    norm = layer.bound if layer.bound is not None else layer.clip.norm if layer.clip is not None else math.nan
+    share = math.sqrt(claim.shares)
+    found = [_site(site, norm / share, layer, federation, claim) for site in sites]
+    measured, low, high = _together(found, claim.shares)
+    reasons = [
+        *of_settings(layer, stack, federation, trained, claim, max((site.units for site in found), default=1)),
+        *(said for i, site in enumerate(found) for said in _counted(i, site, claim)),
+        *of_clipping(layer, sites, trained.module),
+        *(said for i, site in enumerate(sites) for said in of_sampling(i, site, layer, federation, claim)),
+        *of_noise(sites, norm / share, claim),
+    ]
+    if not sites or not any(site.draws for site in found):
+        reasons.append("no noise was seen, so nothing stands behind ε")
+    # A handful of draws measures a multiplier to a few percent, which would move ε by more: what the interval covers is taken as claimed.
+    short = any(lacking(site, (claim.noise_multiplier or 0.0) * norm / share) is not None for site in sites)
+    epsilons = _epsilons(claim, found, measured if short else claim.noise_multiplier or 0.0)
+    reasons += _accounted(claim, epsilons)
+    return Receipt(
+        claim.unit,
+        claim.relation,
+        claim.sampler,
+        claim.delta or math.nan,
+        max((site.steps for site in found), default=0),
+        claim.epsilon or math.nan,
+        epsilons,
+        claim.noise_multiplier or 0.0,
+        measured,
+        low,
+        high,
+        tuple(found),
+        tuple(dict.fromkeys(reasons)),
+        _CAVEATS,
+    )
+
+
+_CAVEATS = (
+    "sizes of sites and the list of classes and features are taken as public",
+    "the referee's own probes and the choice of settings over runs are not counted",
+    "noise comes from a statistical generator; a deployment has to draw it from a cryptographic one",
+)
+
+
+def _claimant(stack: Stack, federation: Federation, shape: Shape, claim: Claim) -> Defense:
+    return next(layer for layer in stack.layers if layer.claim(federation, shape) == claim)
+
+
+def _site(site: Site, norm: float, layer: Defense, federation: Federation, claim: Claim) -> SiteReceipt:
+    short = lacking(site, (claim.noise_multiplier or 0.0) * norm)
+    total = Moments(sum(own.draws for own in site.noise.values()), sum(own.square for own in site.noise.values()))
+    shown = total if short is None else site.noise[short]
+    low, high = interval(shown, 0.05)
+    rate, steps = planned(layer, federation, site)[0], len(site.sizes)
+    units = site.units if layer.bound is None else 1
+    drawn = sum(site.sizes) / steps if steps else math.nan
+    return SiteReceipt(units, steps, drawn, rate * units, rate, deviation(shown) / norm, low / norm, high / norm, total.draws)
+
+
+def _counted(index: int, site: SiteReceipt, claim: Claim) -> Iterator[str]:
+    """The claim's steps are those of its worst site; a site of a smaller rate may take more."""
+    if claim.steps is None or claim.sampling_rate is None:
+        yield "the claim does not say how many steps at which rate it counts"
+    elif site.rate >= claim.sampling_rate * (1 - 1e-9) and site.steps > claim.steps:
+        ran = f"{site.steps} steps at rate {site.rate:.4g}"
+        yield f"site {index} took {ran}, and the claim counts {claim.steps} at {claim.sampling_rate:.4g}"
+
+
+def _together(sites: Sequence[SiteReceipt], shares: int) -> tuple[float, float, float]:
+    """Noise on what an adversary sees: the least noisy site's, or of so many least noisy ones together."""
+    least = sorted(sites, key=lambda site: site.noise)[:shares]
+    if len(least) < shares:
+        return 0.0, 0.0, 0.0
+    sums = [math.sqrt(sum(value**2 for value in column) / shares) for column in zip(*((s.noise, s.low, s.high) for s in least))]
+    return sums[0], sums[1], sums[2]
+
+
+# ------------------------------------------------------------------------------------------------------- accountants
+
+
+def _epsilons(claim: Claim, sites: Sequence[SiteReceipt], drawn: float) -> dict[str, float]:
+    """ε by each accountant at the worst site, for the steps counted and this noise."""
+    delta = claim.delta or math.nan
+    noise = drawn / (2.0 if claim.relation == "replace_one" else 1.0)
+    ran = sorted({(site.rate, site.steps) for site in sites})
+    accountants: dict[str, Callable[[float, float, int, float], float]] = {
+        "Opacus PRV": accounting.epsilon,
+        "loss distribution": loss_distribution.epsilon,
+    }
+    if find_spec("dp_accounting") is not None:
+        accountants["dp-accounting PLD"] = _dp_accounting
+    return {name: max((one(rate, noise, steps, delta) for rate, steps in ran), default=math.inf) for name, one in accountants.items()}
+
+
+def _dp_accounting(rate: float, noise: float, steps: int, delta: float) -> float:
+    from dp_accounting import NeighboringRelation, dp_event, pld
+
+    if noise == 0:
+        return math.inf
+    event = dp_event.GaussianDpEvent(noise)
+    accountant = pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(dp_event.PoissonSampledDpEvent(rate, event) if rate < 1 else event, steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _accounted(claim: Claim, epsilons: Mapping[str, float]) -> Iterator[str]:
+    claimed = claim.epsilon or 0.0
+    for name, value in epsilons.items():
+        if not value <= claimed * (1 + _AGREE):
+            yield f"ε = {claimed:.4g} is claimed, and {name} gives {value:.4g} for what was drawn"
+    finite = [value for value in epsilons.values() if value <= _FAR]
+    if len(finite) == len(epsilons) and max(finite) > min(finite) * (1 + _AGREE):
+        yield f"the accountants do not agree: {', '.join(f'{name} {value:.4g}' for name, value in epsilons.items())}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return value

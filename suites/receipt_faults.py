@@ -1,0 +1,142 @@
+"""What refuses a receipt: each way in which what ran may part from what a differential-privacy claim rests on, in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from scipy import stats
+from torch import nn
+
+from suites import accounting
+from suites.contracts import Claim, Defense, Federation, Params
+from suites.federation import Trained
+from suites.lanes import wire
+from suites.randomness import stream
+from suites.stack import Stack
+from suites.witness import Moments, Site
+
+_CHANCE = 1e-6  # at which a sound training is refused, each test of a receipt
+_ALIKE = 0.6  # correlation of two draws of 256 numbers: independent ones stay below .35
+_SPIKE = 1e4  # times the bound, in one tensor: an update that clipping must not let through
+
+
+def planned(layer: Defense, federation: Federation, site: Site) -> tuple[float, int]:
+    """(rate, steps) that this site ought to run."""
+    if layer.bound is not None:
+        return 1.0, federation.rounds
+    rate, steps = accounting.sampling(site.units, federation.local.batch)
+    return rate, federation.rounds * federation.local.epochs * steps
+
+
+def deviation(moments: Moments) -> float:
+    return math.sqrt(moments.square / moments.draws) if moments.draws else 0.0
+
+
+def interval(moments: Moments, level: float) -> tuple[float, float]:
+    """Of the deviation of normal numbers with mean zero."""
+    if not moments.draws:
+        return 0.0, 0.0
+    high, low = (float(stats.chi2.ppf(at, moments.draws)) for at in (1 - level / 2, level / 2))
+    return math.sqrt(moments.square / high), math.sqrt(moments.square / max(low, 1e-300))
+
+
+def lacking(site: Site, wanted: float) -> str | None:
+    """The tensor with the least noise among those whose noise is surely below ``wanted``."""
+    level = 2 * _CHANCE / max(1, len(site.noise))
+    short = [name for name, own in site.noise.items() if interval(own, level)[1] < wanted]
+    return min(short, key=lambda name: interval(site.noise[name], level)[1], default=None)
+
+
+def of_settings(layer: Defense, stack: Stack, federation: Federation, trained: Trained, claim: Claim, units: int) -> Iterator[str]:
+    if federation.selection != "last" or trained.validation or federation.flaws & {"test_set_choice", "pooled_client"}:
+        yield "the round was chosen on records, and that choice was released without noise"
+    told = sorted({m.kind for r in trained.rounds for m in r.messages} & {"count", "statistic"})
+    if told:
+        yield f"a {told[0]} crossed the wire in the clear, which ε does not cover"
+    if layer.bound is not None and not stack.equal_weights:
+        yield "sites enter the mean with unequal weights, so that one site's influence is not what the noise is sized for"
+    if claim.unit == "site" and any(m.records is not None for r in trained.rounds for m in r.messages):
+        yield "a site's number of records crossed the wire in the clear, and the site is the unit"
+    if layer.needs_channel and stack.channel is None:
+        yield "the claim is about a sum, and single messages crossed the wire"
+    if layer.bound is None and layer.clip is None:
+        yield "the layer that claims ε says neither what it clips nor to what bound, so its noise cannot be measured"
+    if (claim.delta or 1.0) * units >= 1:
+        yield f"δ = {claim.delta} is not below one in the {units} {claim.unit}s of a site"
+
+
+def of_clipping(layer: Defense, sites: Sequence[Site], module: nn.Module) -> Iterator[str]:
+    mixing = [name for name, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if mixing and layer.bound is None:
+        yield f"'{mixing[0]}' is BatchNorm, whose statistics mix records, so that clipping one's gradient does not bound what it changes"
+    names = sorted({name for site in sites for name in site.unclipped})
+    if names:
+        yield f"'{names[0]}' was sent changed and is no part of what is clipped"
+    if any(site.excess > 1 + 1e-3 for site in sites):
+        yield f"a clipped sum was {max(site.excess for site in sites):.3g} times as long as its units' bounds allow"
+    if any(site.parted for site in sites):
+        yield "a person was drawn in part: some of the records without the others"
+    if layer.bound is not None:
+        yield from _spiked(layer, wire(module), layer.bound)
+
+
+def _spiked(layer: Defense, like: Params, bound: float) -> Iterator[str]:
+    """Each tensor in turn far above the bound, under equal noise: what gets through is what is not clipped."""
+    like = {name: tensor for name, tensor in like.items() if tensor.is_floating_point()}
+    quiet = layer.encode({name: torch.zeros_like(tensor) for name, tensor in like.items()}, stream("receipt", "spike"))
+    for name in like:
+        loud = {other: torch.full_like(tensor, _SPIKE * bound if other == name else 0.0) for other, tensor in like.items()}
+        through = layer.encode(loud, stream("receipt", "spike"))
+        length = float(torch.stack([(through[other] - quiet[other]).double().square().sum() for other in like]).sum().sqrt())
+        if not length <= bound * 1.01:
+            yield f"'{name}' is not clipped: an update far above the bound went out {length / bound:.3g} times as long as it allows"
+            return
+
+
+def of_sampling(index: int, site: Site, layer: Defense, federation: Federation, claim: Claim) -> Iterator[str]:
+    rate, steps = planned(layer, federation, site)
+    seen = len(site.sizes)
+    if seen > steps:
+        yield f"site {index} took {seen} steps and the claim counts {steps}"
+    if layer.bound is not None or not seen:
+        return
+    if rate == 1:
+        if min(site.sizes) < site.units:
+            yield f"site {index} is to use every {claim.unit} in each step and left some out"
+        return
+    expected, variance = rate * site.units, site.units * rate * (1 - rate)
+    if stats.binomtest(sum(site.sizes), seen * site.units, rate).pvalue < _CHANCE:
+        drawn = sum(site.sizes) / seen
+        yield f"site {index} drew {drawn:.4g} of {site.units} {claim.unit}s a step, where the claim's rate gives {expected:.4g}"
+    even = sum((abs(size - expected) + 0.5) ** 2 for size in site.sizes) / variance  # half a unit more, since sizes are whole numbers
+    wild = sum((size - expected) ** 2 for size in site.sizes) / variance
+    # How often each unit was drawn: binomial too, with a kurtosis that few steps make felt.
+    once = seen * rate * (1 - rate)
+    scatter = float((site.times.double() - seen * rate).square().sum()) / once
+    away = (scatter - site.units) / math.sqrt(site.units * max(2 + (1 - 6 * rate * (1 - rate)) / once, 0.1))
+    if stats.chi2.cdf(even, seen) < _CHANCE or away < -4.9:
+        yield f"site {index} drew its batches too evenly for Poisson sampling (shuffled epochs, or batches of a fixed size)"
+    if stats.chi2.sf(wild, seen) < 1e-3 * _CHANCE or away > 9:
+        yield f"site {index} drew some {claim.unit}s, or in some steps, more often than independent draws at one rate do"
+
+
+def of_noise(sites: Sequence[Site], norm: float, claim: Claim) -> Iterator[str]:
+    wanted = (claim.noise_multiplier or 0.0) * norm
+    short = [(deviation(site.noise[name]) / norm, name, i) for i, site in enumerate(sites) if (name := lacking(site, wanted)) is not None]
+    if short:
+        drawn, name, index = min(short)
+        others = f" (and too little at {len(short) - 1} other sites)" if len(short) > 1 else ""
+        yield f"the noise on '{name}' at site {index} has multiplier {drawn:.4g}, and the claim rests on {wanted / norm:.4g}{others}"
+    rows = [row for site in sites for row in site.sample]
+    if not rows:
+        return
+    kept = torch.stack(rows)
+    if len(kept) > 1 and kept.shape[1] >= 64:
+        alike = torch.corrcoef(kept).fill_diagonal_(0.0).nan_to_num(1.0)
+        if float(alike.abs().max()) > _ALIKE:
+            yield "two draws of noise resemble each other: a stream was used twice, and the difference of two messages is without noise"
+    spread = float(kept.square().mean().sqrt())
+    if spread > 0 and stats.kstest((kept / spread).flatten().numpy(), "norm").pvalue < _CHANCE:
+        yield "the noise is not normal, which the accountants take it to be"
