@@ -106,5 +106,6 @@ def distance(simulated: Params, received: Params) -> Tensor:
 
 def certified(seen: Observation, target: Target, x: Tensor, y: Tensor, key: Secret | None) -> bool:
     """Whether records ``x`` [B, F] with labels ``y`` reproduce the received message; needs no truth."""
-    simulated = seen.simulate(target, x.to(target.params[next(iter(target.params))].dtype), y, key)
+    precision = next(tensor.dtype for tensor in target.params.values() if tensor.is_floating_point())  # counts of batches are whole numbers
+    simulated = seen.simulate(target, x.to(precision), y, key)
     return bool(distance(simulated, target.update) <= CERTIFIED)
