@@ -35,6 +35,8 @@ ATTACKS: Final = {
     "key_vector": "Key vector, closed form",
     "key_vector_of_sum": "Key vector of the sum",
     "key_vector_of_step": "Key vector, one step",
+    "ladder": "Ladder of inversions",
+    "ladder_of_sum": "Ladder, on the sum",
     "row_space": "Row space, first layer",
     "row_space_of_sum": "Row space of the sum",
     "round_cosine_of_sum": "Round-wise cosine of the sum",
