@@ -18,19 +18,21 @@ KEY_BYTES = 32
 
 
 class Hardened(Defense):
-    """Sites train on mixed records; only key holders can mix.
+    """Sites train on mixed records; only key holders can mix. Lengths of records are dropped, for good.
 
     Parameters
     ----------
     spread : float
         The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation, which three known records undo.
     minimum : int
-        Records that must stand behind every visible update; ``plan`` refuses a federation with a smaller site. The default was measured
-        with the suite's first layer of 64 units (docs/hardened.md): without key or plaintext up to 82 % of records are named where
-        gradients of 64 records or fewer are in sight, at most 5 % above chance from 128 on. Up to the layer's width a gradient's row
-        space holds every mixed record exactly, and batches that overlap isolate them; a wider first layer demands more.
+        Records that must stand behind every visible update: a federation with a smaller site, or a probe of fewer records, is refused.
+        The default was measured with the suite's first layer of 64 units (docs/hardened.md): without key or plaintext up to 82 % of
+        records are named where gradients of 64 records or fewer are in sight, at most 5 % above chance from 128 on. Up to the layer's
+        width a gradient's row space holds every mixed record exactly, and batches that overlap isolate them; a wider first layer
+        demands more.
     """
 
+    keeps_lengths = False
     card = Card(
         server="Every site's plain update, in mixed coordinates: labels and hidden layers are as visible as under FedAvg, inputs are not. "
         "From updates of many steps over many records it can neither test membership by the span of the first layer nor undo the mixing.",

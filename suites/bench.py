@@ -131,6 +131,17 @@ class Bench:
                 made.append(Probe(f"{number}.{index}", spec.get("round", 0), chosen, **settings))
         return made
 
+    def refused_probes(self) -> str | None:
+        """Why nobody answered the suite's probes, where a layer demands more records behind a message than any of them has."""
+        probes = self.probes()
+        if not probes or any(self.stack.sends(probe) for probe in probes):
+            return None
+        most = max(min(len(chosen) for chosen in probe.records if chosen) for probe in probes)
+        return (
+            f"the sites send no message with fewer than {self.stack.minimum} records behind it, and the probes here have at most {most}; "
+            f"give a probe batch: {self.stack.minimum}, or lower the defense's minimum and read its card first"
+        )
+
     def train(self, assignments: Sequence[Assignment], *, target: bool, witness: Witness | None = None) -> list[Trained]:
         every = self.spec.get("engine", {}).get("keep_every", 1)
         last = self.federation.rounds - 1

@@ -13,7 +13,20 @@ from suites import registry
 from suites.checks_flags import noise_shares
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, MEMBERS, SITES, Stage, same
-from suites.contracts import Claim, Defense, Exchange, Params, RequestError, Secret, Skip, Topology, Unit
+from suites.contracts import (
+    Claim,
+    Defense,
+    Exchange,
+    Federation,
+    Params,
+    Probe,
+    RequestError,
+    Secret,
+    Shape,
+    Skip,
+    Topology,
+    Unit,
+)
 from suites.federation import Trained
 from suites.lanes import wire
 from suites.randomness import keys, stream
@@ -25,6 +38,7 @@ _ROUNDS = 3
 def check_defense(ref: str) -> list[CheckResult]:
     """Every promise of the contract for a layer or a stack (``a+b``), each with what was seen."""
     layers: list[Defense] = [plugin.make() for plugin in registry.stack(ref)]
+    demands = [layer for layer in layers if isinstance(layer, Defense) and layer.minimum > 1]
     strangers = [type(layer).__name__ for layer in layers if not isinstance(layer, Defense)]
     if strangers:
         return [
@@ -35,11 +49,12 @@ def check_defense(ref: str) -> list[CheckResult]:
     topologies = {layer.topology for layer in layers}
     if not topologies <= set(get_args(Topology)):
         return [CheckResult("topology", "fail", f"topology is {topologies}; it must be one of {', '.join(get_args(Topology))}")]
-    results: list[CheckResult] = []
+    results: list[CheckResult] = [result for layer in demands for result in _minimum(layer)]
     try:
         stage = Stage(Stack(layers), rounds=_ROUNDS)
-        for check in (_card, _secret, _prepare, _model, _transforms, _claim):
+        for check in (_card, _secret, _prepare, _model, _transforms):
             results.append(check(stage))
+        results.append(_claim(stage, Stack([plugin.make() for plugin in registry.stack(ref)]) if demands else stage.stack))
         results.extend(_trained(stage))
     except (RequestError, Skip) as refusal:
         results.append(CheckResult("runs", "fail", f"refuses a plain federation of {SITES} sites: {refusal}"))
@@ -62,6 +77,22 @@ def carried(secret: Secret | None, params: Params) -> Iterator[str]:
             held = tensor.detach().cpu().contiguous().numpy().tobytes()
             if any(needle in held for needle in needles):
                 yield f"{name} <- {own}"
+
+
+def _minimum(layer: Defense) -> Iterator[CheckResult]:
+    """Sites below what a layer demands are refused, and so are probes; for the other checks, with their small sites, it then demands 1."""
+    name, least = "minimum", layer.minimum
+    try:
+        layer.plan(Federation(sites=2), Shape((least, least - 1), FEATURES, CLASSES))
+        yield CheckResult(name, "fail", f"it demands {least} records behind a message and plans a federation with a site of {least - 1}")
+        return
+    except RequestError:
+        pass
+    layer.plan(Federation(sites=2), Shape((least, least), FEATURES, CLASSES))
+    refused = not Stack([layer]).sends(Probe("one too few", 0, (tuple(range(least)), tuple(range(least - 1)))))
+    layer.minimum = 1
+    said = f"sites and probes of fewer than {least} records are refused; the checks below lift that, since theirs are smaller"
+    yield judged(name, refused, said, f"a probe of {least - 1} records is sent")
 
 
 def _card(stage: Stage) -> CheckResult:
@@ -108,13 +139,19 @@ def _prepare(stage: Stage) -> CheckResult:
     alone = torch.cat([stack.prepare(row[None], secret) for row in x])
     if not torch.allclose(alone, out, rtol=1e-4, atol=1e-5):
         return CheckResult(name, "fail", "a record's prepared row depends on the records beside it: that is a message nobody recorded")
-    back = stack.restore(out, secret)
+    back, what = stack.restore(out, secret), "x"
+    if not stack.keeps_lengths and back.shape == x.shape:  # as the defense says, which then is not to give lengths away either
+        scaled = stack.prepare(3 * x, secret)
+        if not torch.allclose(scaled, out, rtol=1e-4, atol=1e-5):
+            return CheckResult(name, "fail", "it says that lengths are dropped, but a record three times as long is prepared otherwise")
+        back, x, what = *(t / t.norm(dim=1, keepdim=True) for t in (back, x)), "the direction of x"
     error = float((back - x).norm() / x.norm()) if back.shape == x.shape else math.inf
+    dropped = "" if stack.keeps_lengths else " in direction; the length of a record is dropped on purpose, and no key brings it back"
     return judged(
         name,
         error < 1e-3,
-        f"{FEATURES} -> {out.shape[1]} features, restored to {error:.1e}",
-        f"restore(prepare(x)) differs from x by {error:.1e}",
+        f"{FEATURES} -> {out.shape[1]} features, restored to {error:.1e}{dropped}",
+        f"restore(prepare(x)) differs from {what} by {error:.1e}",
     )
 
 
@@ -153,12 +190,12 @@ def _transforms(stage: Stage) -> CheckResult:
     return CheckResult(name, "pass", "names, shapes and types kept; equal generators give equal bytes")
 
 
-def _claim(stage: Stage) -> CheckResult:
-    each: list[object] = [layer.claim(stage.federation, stage.shape) for layer in stage.stack.layers]
+def _claim(stage: Stage, stack: Stack) -> CheckResult:
+    each: list[object] = [layer.claim(stage.federation, stage.shape) for layer in stack.layers]
     strange = [type(one).__name__ for one in each if one is not None and not isinstance(one, Claim)]
     if strange:
         return CheckResult("claim", "fail", f"claim() returned a {strange[0]}; it must be a Claim or None")
-    claim = stage.stack.claim(stage.federation, stage.shape)
+    claim = stack.claim(stage.federation, stage.shape)
     if claim is None:
         return CheckResult("claim", "pass", "none")
     faults = [*_faults(claim, stage)]

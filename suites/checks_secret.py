@@ -59,10 +59,15 @@ class _Sending(Stage):
 def eliminate(ref: str, *, budgets: Sequence[int] = (1, 10, 100), planned: Sequence[Defense] | None = None) -> list[CheckResult]:
     """What remains of the secret of ``ref`` at growing ``budgets`` (multiples of each attack's own); an empty list where it has none."""
     layers = [plugin.make() for plugin in registry.stack(ref)] if planned is None else list(planned)
+    demanded = max((layer.minimum for layer in layers), default=1)
+    for layer in layers:
+        layer.minimum = 1
     stage = Stage(Stack(layers))
     if stage.trained.secret is None:
         return []
-    return [*_in_sight(stage), *_enters_a_layer(layers), *_remains(stage, budgets), *_keys(stage)]
+    said = f"looks at messages of 1 and {_BATCH} records; the defense demands {demanded}, refuses those and promises nothing for them"
+    below = [CheckResult("below the minimum", "warn", said)] if demanded > _BATCH else []
+    return [*below, *_in_sight(stage), *_enters_a_layer(layers), *_remains(stage, budgets), *_keys(stage)]
 
 
 def _in_sight(stage: Stage) -> Iterator[CheckResult]:

@@ -136,7 +136,7 @@ def train(
     ----------
     stack : already planned (``stack.plan(federation, shape)``).
     validation : pool indices on which ``selection="validation"`` chooses the round (the test records, where the protocol has that flaw).
-    probes : extra updates, made for every assignment.
+    probes : extra updates, made for every assignment; one of fewer records than ``stack.minimum`` is refused by the sites and not sent.
     keep : which rounds' messages are recorded (probed rounds always are).
     chunk : lanes that share a tensor operation; 1 trains each alone.
     witness : takes notes of the first assignment's batches, noise and clipping.
@@ -280,7 +280,7 @@ class _Run:
         stopped = [False for _ in federations]
         samples = 0
         for index in range(count):
-            probed = [self._probes([p for p in probes if p.round == index], r) for r in federations]
+            probed = [self._probes([p for p in probes if p.round == index and self.stack.sends(p)], r) for r in federations]
             participants = [self._participants(r, index) for r in federations]
             updates = self._local(participants)
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)

@@ -118,6 +118,8 @@ class Trainer:
             mask_names = {name for name, _ in _dropouts(self.module)}
             parts = [private(lane.module) for lane in lanes]
             self.secrets = {name: torch.stack([part[name] for part in parts]) for name in parts[0] if name not in mask_names}
+        for _, part in _dropouts(self.module):
+            part.mask = part.mask.new_ones(1)  # of the size of a batch where another trainer of this module left it
         # Clipping watches the module's own calls of ``linear``, so it keeps the plain layers.
         fast = self.stacked and defense.clip is None
         self.native: Stacked | None = stacked(self.module, self.secrets, lanes[0].x) if fast else None

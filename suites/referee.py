@@ -93,6 +93,8 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
     reason = why_not(attack, threat.view, bench.stack, has_references=bool(reference_folders))
     curves: list[Row] = []
+    if reason is None and attack.needs & {"probes", "probe_sums"}:
+        reason = bench.refused_probes()
     if reason is None:
         try:
             rows, curves = Trial(bench, threat, inputs["train"], reference_folders).run(attack, name, where)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from suites.contracts import Card, Claim, Defense, Federation, KeySource, Local, Params, RequestError, Secret, Shape, Skip
+from suites.contracts import Card, Claim, Defense, Federation, KeySource, Local, Params, Probe, RequestError, Secret, Shape, Skip
 from suites.tasks.layout import Layout
 
 
@@ -45,6 +45,8 @@ class Stack(Defense):
                 "nothing about it; use noise that the sites add, such as dp_fedavg:shared=true"
             )
         self.equal_weights = any(layer.equal_weights for layer in self.layers)
+        self.minimum = max((layer.minimum for layer in self.layers), default=1)
+        self.keeps_lengths = all(layer.keeps_lengths for layer in self.layers)
         self.clip = clipping[0].clip if clipping else None
         self.channel = channels[0].channel if channels else None
         self.topology = topologies.pop() if topologies else "federated"
@@ -169,6 +171,10 @@ class Stack(Defense):
 
     def blend(self, records: int, rng: torch.Generator) -> tuple[Tensor, Tensor] | None:
         return next((blended for layer in self.layers if (blended := layer.blend(records, rng)) is not None), None)
+
+    def sends(self, probe: Probe) -> bool:
+        """Whether the sites answer a probe: none that asks a site for a message of fewer records than a layer demands."""
+        return all(len(chosen) >= self.minimum for chosen in probe.records if chosen)
 
     @property
     def releases(self) -> bool:

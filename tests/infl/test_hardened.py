@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from baselines.secure_aggregation import SecureAggregation
 from infl.hardened import Hardened
 from infl.mixing import Mixing, Rotation, hartley
-from suites.contracts import Federation, RequestError, Secret, Shape
-from suites.federation import initialise
+from suites import referee
+from suites.checks import check_defense
+from suites.contracts import Defense, Federation, Local, Probe, RequestError, Secret, Shape
+from suites.federation import Assignment, Pool, Trained, initialise, train
 from suites.randomness import keys, stream
+from suites.stack import Stack
+from suites.tasks.classification import Classification
 
 FEATURES, CLASSES = 90, 5
 
@@ -175,3 +183,101 @@ def test_limit_single_records_in_sight_keep_their_inner_products() -> None:
 
     assert agreement(1.0) > 0.9999
     assert 0.8 < agreement(2.0) < 0.9999
+
+
+def test_a_record_three_times_as_long_is_the_same_record_and_the_direction_comes_back() -> None:
+    x, _ = records(20, "lengths")
+    back = Hardened().restore(mixed(x), secret())
+    assert not Hardened.keeps_lengths
+    assert float(F.cosine_similarity(back, x).min()) > 1 - 1e-6
+    assert torch.allclose(back.norm(dim=1), torch.full((20,), FEATURES**0.5), atol=1e-3)
+
+
+def test_the_contract_s_checks_hold_and_say_what_is_dropped_and_demanded() -> None:
+    found = {result.name: result for result in check_defense("infl:hardened")}
+    assert {result.verdict for result in found.values()} == {"pass"}, found
+    assert "length of a record is dropped" in found["prepare and restore"].detail
+    assert "fewer than 128 records are refused" in found["minimum"].detail
+    assert "at least 128 records" in found["claim"].detail  # as it is used, not as it is checked
+
+
+LIARS = '''
+from infl.hardened import Hardened
+from suites.contracts import Defense
+
+
+class KeepsLengths(Hardened):
+    """Says that lengths come back."""
+
+    keeps_lengths = True
+
+
+class TellsLengths(Defense):
+    """Says that lengths are dropped, and hands them on."""
+
+    keeps_lengths = False
+
+    def prepare(self, x, secret):
+        return 2 * x
+
+
+class Demands(Defense):
+    """Demands a hundred records and takes ten."""
+
+    minimum = 100
+'''
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "said"),
+    [
+        ("KeepsLengths", "prepare and restore", "differs from x"),
+        ("TellsLengths", "prepare and restore", "prepared otherwise"),
+        ("Demands", "minimum", "a site of 99"),
+    ],
+)
+def test_a_defense_that_says_otherwise_than_it_does_fails(name: str, check: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "liars.py").write_text(LIARS)
+    found = {result.name: result for result in check_defense(f"{tmp_path / 'liars.py'}:{name}")}
+    assert found[check].verdict == "fail"
+    assert said in found[check].detail
+
+
+def federation_of(stack: Stack, probes: list[Probe]) -> Trained:
+    x, y = records(200, "probes")
+    federation = Federation(sites=2, rounds=1, local=Local(epochs=1, batch=50))
+    sites = (torch.arange(100), torch.arange(100, 200))
+    stack = stack.plan(federation, Shape((100, 100), FEATURES, CLASSES))
+    return train(
+        Classification(hidden=16, dropout=0.0), stack, federation, Pool(x, y, CLASSES), [Assignment(sites, ("p",), ("q",))], probes=probes
+    )[0]
+
+
+@pytest.mark.parametrize("behind", [[], [SecureAggregation()]])
+def test_sites_answer_no_probe_of_fewer_records_than_the_minimum(behind: list[Defense]) -> None:
+    probes = [Probe(str(n), 0, (tuple(range(n)), tuple(range(100, 100 + n)))) for n in (1, 63, 64, 100)]
+    uneven = Probe("uneven", 0, (tuple(range(64)), tuple(range(100, 110))))
+    trained = federation_of(Stack([Hardened(minimum=64), *behind]), [*probes, uneven])
+    assert [record.probe.name for record in trained.rounds[0].probes] == ["64", "100"]
+    plain = federation_of(Stack(behind), [*probes, uneven])
+    assert len(plain.rounds[0].probes) == 5
+
+
+@pytest.mark.parametrize(("batch", "status"), [(1, "skipped"), (64, "ok")])
+def test_an_attack_on_refused_probes_is_skipped_with_that_reason(batch: int, status: str, tmp_path: Path) -> None:
+    spec = {
+        "suite": "minimum", "task": "classification:dropout=0", "data": {"name": "synthetic"}, "seed": 0,
+        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2}, "partition": {"kind": "iid", "sites": 2},
+        "federation": {"rounds": 1, "local": {"epochs": 1, "batch": 30}},
+        "probes": [{"gradients": 1, "batch": batch, "round": 0}], "defense": "infl:hardened:minimum=64",
+    }  # fmt: skip
+    trained, attacked = tmp_path / "store" / "train" / "one", tmp_path / "store" / "attack" / "two"
+    for folder in (trained, attacked):
+        folder.mkdir(parents=True)
+    referee.train_cell(spec, trained)
+    referee.attack_cell({**spec, "attack": "closed_form", "threat": {"view": "server", "key": "none"}}, attacked, {"train": trained})
+    rows = json.loads((attacked / referee.ROWS).read_text())
+    assert {row["status"] for row in rows} == {status}
+    if status == "skipped":
+        assert "no message with fewer than 64 records" in rows[0]["reason"]
+        assert "probe batch: 64" in rows[0]["reason"]

@@ -432,7 +432,7 @@ def test_zero_and_clean_messages_are_flagged() -> None:
 
 def test_a_victim_under_another_key_is_flagged() -> None:
     """The messages of a federation under one key, judged by a module that holds another one."""
-    stage = Stage(Stack([registry.find("defenses", "infl:hardened:minimum=8").make()]), rounds=1)
+    stage = Stage(Stack([registry.find("defenses", "infl:hardened:minimum=1").make()]), rounds=1)
     own, other = stage.trained.secret, stage.stack.secret(keys("check", "another"))
 
     def flags(secret: Secret | None) -> set[str]:
