@@ -67,7 +67,7 @@ def request(
         spec = parts.embedded(spec)
     source = spec.data.model_dump(exclude_defaults=True)
     if data is not None:
-        is_file = data.lower().endswith((".h5ad", ".h5")) or "/" in data or Path(data).exists()
+        is_file = data.lower().endswith((".h5ad", ".h5", ".csv", ".tsv", ".txt", ".loom")) or "/" in data or Path(data).exists()
         source = {"path" if is_file else "name": data}
     changed = config.override(
         spec,

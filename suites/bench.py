@@ -40,12 +40,12 @@ CLAIM, REFERENCES = "claim.json", "references.safetensors"  # files of a train a
 class Bench:
     """Everything that one (task, defense, seed) has in common: its data, its planned stack, its coordinates."""
 
-    def __init__(self, spec: Mapping[str, Any], cache: Path | None) -> None:
+    def __init__(self, spec: Mapping[str, Any], cache: Path | None, prepared: Prepared | None = None) -> None:
         torch.set_num_threads(1)
         self.spec = spec
         data = spec["data"].get("name") or Path(str(spec["data"]["path"])).stem
         self.where = (spec["suite"], registry.portable(spec["task"]), data, "seed", spec["seed"])
-        self.prepared: Prepared = self._inserted(prepare(spec, cache))
+        self.prepared: Prepared = self._inserted(prepared or prepare(spec, cache))
         self.task: Task = registry.find("tasks", spec["task"]).make()
         if isinstance(self.task, Structured) and self.prepared.layout is not None:
             self.task.learn(self.prepared.layout, self.prepared.public)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,7 +50,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # anything but a misuse of an option, which typer explains
             raise
-        _complain(f"{error.format_message().rstrip('.')}; see `infl-bench --help`")
+        _complain(_misuse(error))
         code = 2
     raise SystemExit(code if isinstance(code, int) else 0)
 
@@ -108,6 +109,8 @@ def run(
         command=shlex.join(["infl-bench", *sys.argv[1:]]) if "run" in sys.argv[1:2] else "",
     )
     if dry_run:
+        for unread in import_module("suites.rehearsal").rehearse(asked.plan):
+            _complain(unread)
         _foretell(asked, workers)
         return 0
     started = time.monotonic()
@@ -144,7 +147,7 @@ app.add_typer(data_app, name="data")
 
 
 @data_app.command(name="show")
-def data_show(name: str) -> None:
+def data_show(name: Annotated[str, typer.Argument(help="A cohort, such as pbmc68k; `infl-bench list data` has them all.")]) -> None:
     """The card of a cohort: origin, licence, columns, cautions."""
     from suites.cohorts.registry import card
 
@@ -153,7 +156,7 @@ def data_show(name: str) -> None:
 
 @data_app.command(name="fetch")
 def data_fetch(
-    name: str,
+    name: Annotated[str, typer.Argument(help="A cohort, such as cptac; `infl-bench list data` has them all.")],
     mirror: Annotated[Path | None, typer.Option(help="Folder that already holds the files [$INFL_BENCH_DATA].")] = None,
 ) -> None:
     """Download a pinned cohort and check its digest."""
@@ -169,7 +172,10 @@ def data_fetch(
 
 
 @app.command()
-def report(folder: Path, other: Annotated[Path | None, typer.Argument(help="A second run to set beside it.")] = None) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of a finished run.")],
+    other: Annotated[Path | None, typer.Argument(help="A second run to set beside it.")] = None,
+) -> None:
     """Draw the report of a finished run again, or of two runs side by side."""
     from suites.redraw import redraw
 
@@ -237,8 +243,9 @@ def _with_progress(asked: Request, workers: int | None) -> Any:
 
 
 def _tell_end(asked: Request, table: Any, failed: Any, seconds: float) -> None:
-    skipped = int((table["status"] == "skipped").sum())
-    print(f"{len(asked.plan.cells)} cells, {len(failed)} failed, {skipped} skipped, {_duration(seconds)}")
+    late = int((table["status"] == "skipped").sum()) - len(asked.plan.skipped)
+    found = f" ({late} more found nothing that they could read)" if late else ""
+    print(f"{len(asked.plan.cells)} cells, {len(failed)} failed, {len(asked.plan.skipped)} skipped{found}, {_duration(seconds)}")
     print(f"table:  {asked.out / 'results.parquet'}\nreport: {asked.out / 'report' / 'index.html'}")
     for _, row in failed.drop_duplicates(["defense", "attack", "reason"]).head(10).iterrows():
         _complain(f"failed: {' / '.join(str(row[name]) for name in ('defense', 'attack', 'view', 'key') if row[name])}: {row['reason']}")
@@ -259,6 +266,20 @@ def _foretell(asked: Request, workers: int | None) -> None:
     print(f"  skipped   {len(asked.plan.skipped):>5} combinations that cannot apply")
     basis = "from cells measured in this folder" if forecast.measured else "a guess: no cell of this folder has been measured yet"
     print(f"foretold: {_duration(forecast.total(missing, count))} ({basis})")
+
+
+def _misuse(error: Any) -> str:
+    """A misuse of the command line in one sentence; what is left out is named with what it is."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    words: list[str] = []
+    while context is not None and context.parent is not None:
+        words.insert(0, context.info_name)
+        context = context.parent
+    command = " ".join(["infl-bench", *words])
+    if type(error).__name__ == "MissingParameter" and parameter is not None:
+        what = f", {parameter.help.rstrip('.')[0].lower()}{parameter.help.rstrip('.')[1:]}" if getattr(parameter, "help", None) else ""
+        return f"`{command}` needs {str(parameter.name).upper()}{what}; see `{command} --help`"
+    return f"{error.format_message().rstrip('.')}; see `{command} --help`"
 
 
 def _listed(text: str | None) -> list[str] | None:

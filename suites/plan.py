@@ -204,6 +204,8 @@ class _Planner:
             reason = None
             if attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
+            elif attack.holder and threat.key == "none":
+                reason = "this threat holds no key"
             elif attack.needs is not None and topology is not None and (True in masks or None not in masks):
                 has = self.suite.references > 0 and not attack.inserts
                 reason = skip_reason(attack.needs, threat.view, topology=topology, masked=True in masks, has_references=has)

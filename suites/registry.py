@@ -65,6 +65,11 @@ class Plugin:
         return "inserts" in self.facts.names
 
     @property
+    def holder(self) -> bool:
+        """Whether an attack says something only of a threat that holds some key (``holder = True``)."""
+        return self.facts.values.get("holder") is True
+
+    @property
     def masked(self) -> bool | None:
         """Whether a defense has a channel; None where only running it would tell."""
         if "channel" not in self.facts.names and "channel" not in self.facts.values:

@@ -39,9 +39,10 @@ class WrongKeys:
 
 
 class HeldKey:
-    """The key the threat grants: leaked, partial, a colluding site's, or (with none granted) one of its own drawing."""
+    """The key the threat grants: leaked, partial, a colluding site's, or a wrong one that it drew."""
 
     goal: ClassVar[Goal] = "key"
+    holder: ClassVar[bool] = True  # a threat without any key has nothing to try here
     needs: ClassVar[frozenset[Sees]] = frozenset({"released", "key"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:

@@ -38,13 +38,21 @@ def fetch(name: str, mirror: Path | None = None, say: Callable[[str], None] = la
     return {Path(original.file).name: _one(original, mirror, say) for original in ORIGINALS[name]}
 
 
-def _one(original: Original, mirror: Path | None, say: Callable[[str], None]) -> Path:
+def place(original: Original, mirror: Path | None = None) -> Path | None:
+    """Where a file already lies, or None."""
+    if mirror is None and os.environ.get("INFL_BENCH_DATA"):
+        mirror = Path(os.environ["INFL_BENCH_DATA"]).expanduser()
     stored = cache() / "originals" / original.file
     places = [stored] if mirror is None else [mirror / original.file, mirror / "originals" / original.file, stored]
-    for place in places:
-        if place.exists():
-            verify(place, original)
-            return place
+    return next((path for path in places if path.exists()), None)
+
+
+def _one(original: Original, mirror: Path | None, say: Callable[[str], None]) -> Path:
+    found = place(original, mirror)
+    if found is not None:
+        verify(found, original)
+        return found
+    stored = cache() / "originals" / original.file
     say(f"downloading {original.url} ({original.size / 1e6:.1f} MB)")
     _download(original, stored)
     verify(stored, original)

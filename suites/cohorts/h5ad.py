@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from suites.errors import RequestError, did_you_mean
 
+_TABLES = {".csv", ".tsv", ".txt", ".tab"}
 _BLOCK = 1 << 24  # bytes of values read at a time
 _MISSING = {"", "nan", "NaN", "NA", "<NA>"}
 
@@ -29,6 +30,11 @@ def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
     if not where.exists():
         near = [p.name for p in where.parent.glob("*.h5ad")] if where.parent.is_dir() else []
         raise RequestError(f"there is no file {where}{did_you_mean(where.name, near) if near else '; check the path'}")
+    if where.suffix.lower() in _TABLES and where.is_file():
+        raise RequestError(
+            f"{where} is a table of text, and labels and sites are read from an .h5ad's obs; read it with anndata.read_text, set adata.obs "
+            f"and write adata.write_h5ad('{where.stem}.h5ad')"
+        )
     if where.is_dir() or not h5py.is_hdf5(where):
         raise RequestError(f"{where} is not an .h5ad file (not HDF5); write one with anndata's adata.write_h5ad('{where.stem}.h5ad')")
     try:

@@ -48,7 +48,12 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
             raise RequestError(
                 f"{path} needs a label column, since classes are what is learnt; its obs columns: {', '.join(h5ad.columns(file))}"
             )
-        _distinct(path, h5ad.index(file, "obs"))
+        records = h5ad.index(file, "obs")
+        if not len(records):
+            raise RequestError(
+                f"{path} holds no records (its obs table is empty), so there is nothing to learn from; write it with cells in it"
+            )
+        _distinct(path, records)
         labels = h5ad.column(file, label)
         rows = _labelled(path, label, labels, _only(file, data), data)
         classes, y = _codes(labels[rows])
@@ -57,6 +62,8 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
         matrix = data.matrix or "X"
         count = h5ad.width(file, matrix)
         features = _features(file, matrix) if count is None else tuple(f"{matrix.removeprefix('obsm/')} {i + 1}" for i in range(count))
+        if not features:
+            raise RequestError(f"{path} holds no features in '{matrix}', so there is nothing to learn from; choose another matrix")
         with np.errstate(over="ignore"):  # beyond float32: found as Inf below
             x = h5ad.matrix(file, matrix, rows, len(features))
     if site is not None and (alone := np.flatnonzero(np.bincount(site) < 2)).size:

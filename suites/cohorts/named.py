@@ -44,15 +44,29 @@ def pbmc68k() -> Path:
     return path
 
 
-def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once for these pins and this parser."""
+def at_hand(name: str) -> bool:
+    """Whether a downloadable cohort is on this machine: parsed, in the cache, or in the mirror folder."""
+    from suites.cohorts import fetch
+    from suites.cohorts.originals import ORIGINALS
+
+    return _parsed(name).exists() or all(fetch.place(original) is not None for original in ORIGINALS[name])
+
+
+def _parsed(name: str) -> Path:
     from suites.cohorts import fetch
     from suites.cohorts.originals import ORIGINALS
 
     version = hashlib.sha256(Path(__file__).with_name("parsers.py").read_bytes())
     for original in ORIGINALS[name]:
         version.update(original.sha256.encode())
-    path = fetch.cache() / "parsed" / f"{name}-{version.hexdigest()[:16]}.h5ad"
+    return fetch.cache() / "parsed" / f"{name}-{version.hexdigest()[:16]}.h5ad"
+
+
+def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
+    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once for these pins and this parser."""
+    from suites.cohorts import fetch
+
+    path = _parsed(name)
     if path.exists():
         return path
     fetch.make_folder(path.parent)
