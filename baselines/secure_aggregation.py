@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class MaskedSum:
     dropouts: int | None = None
     threshold: int | None = None
     site: ClassVar[type[Site]] = Site
+    stages: ClassVar[tuple[str, ...]] = STAGES
 
     def rules(self, sites: int) -> Rules:
         return rules(sites, colluders=self.colluders, dropouts=self.dropouts, threshold=self.threshold)
@@ -110,7 +111,8 @@ class SecureAggregation(Defense):
     bound : float
         The largest coordinate an update may have; a smaller bound rounds finer.
     colluders, dropouts, threshold : int, optional
-        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that stops a liar.
+        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that stops a liar. ``dropouts`` says how
+        many may vanish; how many do is the federation's ``vanishing``.
     """
 
     card = Card(
@@ -133,6 +135,17 @@ class SecureAggregation(Defense):
             )
         self.sum = MaskedSum(bound, colluders, dropouts, threshold)
         self.channel = self.sum
+
+    def plan(self, federation: Federation, shape: Shape) -> Self:
+        if not federation.vanishing:
+            return self
+        public = self.sum.rules(max(1, round(federation.participation * len(shape.site_sizes))))
+        if federation.vanishing > public.dropouts:
+            raise RequestError(
+                f"{federation.vanishing} sites vanish in every round, and secure_aggregation among {public.sites} sites with a threshold "
+                f"of {public.threshold} shares goes on without {public.dropouts}; lower its threshold, have more sites, or let fewer vanish"
+            )
+        return self
 
     def claim(self, federation: Federation, shape: Shape) -> Claim:
         """No formal privacy of records is promised; the sentence says what is hidden."""

@@ -120,6 +120,8 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
                 f"model of the {'last round' if federation.get('selection') == 'last' else 'round chosen on validation records'}",
             )
         )
+        if federation.get("vanishing"):
+            terms.append(("Sites that vanish in every round", str(federation["vanishing"])))
         if federation.get("flaws"):
             terms.append(("Deliberate faults", ", ".join(federation["flaws"])))
     asked = {words.defense(name): name for name in ordered(results["defense"]) if "=" in name}

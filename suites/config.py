@@ -47,6 +47,7 @@ class FederationSpec(Strict):
 
     rounds: int = Field(default=10, ge=1)
     participation: float = Field(default=1.0, gt=0, le=1)
+    vanishing: int = Field(default=0, ge=0)
     selection: Literal["last", "validation"] = "last"
     local: LocalSpec = LocalSpec()
     flaws: tuple[Flaw, ...] = ()

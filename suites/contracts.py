@@ -115,6 +115,7 @@ class Federation:
     rounds: int = 10
     local: Local = field(default_factory=Local)
     participation: float = 1.0
+    vanishing: int = 0  # sites that are lost in every round once it has begun; who they are, and how far they get, is drawn anew
     selection: Literal["last", "validation"] = "last"
     patience: int | None = None  # under "validation": rounds without a better one after which training ends
     flaws: frozenset[str] = frozenset()
@@ -429,7 +430,10 @@ class Delivery:
 
 
 class Channel(Protocol):
-    """A staged protocol between the sites and the server (secure aggregation, homomorphic encryption)."""
+    """A staged protocol between the sites and the server (secure aggregation, homomorphic encryption).
+
+    One that goes on without sites that vanish has ``stages``, their names in order: a site vanishes at one of them.
+    """
 
     def run(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> Delivery:
         """Carry the sites' updates; the server reads only ``messages`` and ``combined`` = sum(w u) / sum(w)."""

@@ -9,8 +9,9 @@ records, the player does not: a defense only transforms what it is handed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -280,11 +281,16 @@ class _Run:
         stopped = [False for _ in federations]
         samples = 0
         for index in range(count):
+            lost: list[dict[int, str]] = [{} for _ in federations]
             probed = [self._probes([p for p in probes if p.round == index and self.stack.sends(p)], r) for r in federations]
             participants = [self._participants(r, index) for r in federations]
+            if self.federation.vanishing and self.stack.topology == "federated":
+                lost = [self._lost(r, index, sites) for r, sites in enumerate(participants)]
+                if self.stack.channel is None:  # nothing of theirs arrives, and that is all
+                    participants = [[site for at, site in enumerate(sites) if at not in own] for sites, own in zip(participants, lost)]
             updates = self._local(participants)
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
-            combined, messages = self._collect(index, participants, updates, record=keep(index) or any(probed))
+            combined, messages = self._collect(index, participants, updates, lost, record=keep(index) or any(probed))
             if self.stack.releases:
                 combined = self._released(combined)
             if messages:
@@ -319,6 +325,17 @@ class _Run:
             return list(range(sites))
         drawn = torch.randperm(sites, generator=stream(*self.assignments[r].coordinates, "participation", index))
         return sorted(drawn[:count].tolist())
+
+    def _lost(self, r: int, index: int, participants: Sequence[int]) -> dict[int, str]:
+        """Which participants (by position) vanish in this round, and at what stage of the channel; the same sites whatever the defense."""
+        if self.federation.vanishing >= len(participants):
+            raise RequestError(
+                f"{self.federation.vanishing} of {len(participants)} sites are to vanish in every round, which leaves nobody; give fewer"
+            )
+        draw = stream(*self.assignments[r].coordinates, "vanishing", index)
+        who = torch.randperm(len(participants), generator=draw)[: self.federation.vanishing].tolist()
+        stages: Sequence[str] = getattr(self.stack.channel, "stages", ())
+        return {at: stages[int(torch.randint(len(stages), (), generator=draw))] if stages else "" for at in who}
 
     def _trainer(self, members: tuple[tuple[int, int], ...]) -> Trainer:
         if members not in self.trainers:
@@ -361,7 +378,13 @@ class _Run:
         return {name: torch.stack([mean[name] for mean in each]) for name in combined}
 
     def _collect(
-        self, index: int, participants: Sequence[Sequence[int]], updates: Params, *, record: bool
+        self,
+        index: int,
+        participants: Sequence[Sequence[int]],
+        updates: Params,
+        lost: Sequence[dict[int, str]],
+        *,
+        record: bool,
     ) -> tuple[Params, list[tuple[Message, ...]]]:
         """What the server combines [R, ...], and each federation's messages where they are recorded (else none)."""
         weights = [
@@ -383,21 +406,29 @@ class _Run:
             return sums, sent
         deliveries, at = [], 0
         for r, sites in enumerate(participants):
-            deliveries.append(self._deliver(r, index, sites, _rows(updates, at, len(sites)), weights[r], b"round"))
+            deliveries.append(self._deliver(r, index, sites, _rows(updates, at, len(sites)), weights[r], b"round", lost[r]))
             at += len(sites)
         combined = {name: torch.stack([delivery.combined[name] for delivery in deliveries]) for name in deliveries[0].combined}
         return combined, [delivery.messages for delivery in deliveries] if record else []
 
     def _deliver(
-        self, r: int, index: int, participants: Sequence[int], updates: Sequence[Params], weights: Sequence[float], kind: bytes
+        self,
+        r: int,
+        index: int,
+        participants: Sequence[int],
+        updates: Sequence[Params],
+        weights: Sequence[float],
+        kind: bytes,
+        lost: Mapping[int, str] = MappingProxyType({}),
     ) -> Delivery:
-        """Encode, send and combine the sites' updates."""
+        """Encode, send and combine the sites' updates; ``lost`` ones vanish on the way."""
         if self.stack.encodes:
             updates = [self._encoded(r, site, update, kind) for site, update in zip(participants, updates)]
         if self.stack.channel is not None:
             source = keys(*self.assignments[r].defense_coordinates, "channel")
             context = digest(*self.assignments[r].defense_coordinates, kind.hex())
-            exchange = Exchange(index, context, self._global(r), tuple(source.child(kind.hex(), index, site) for site in participants))
+            streams = tuple(source.child(kind.hex(), index, site) for site in participants)
+            exchange = Exchange(index, context, self._global(r), streams, lost)
             sent = self.stack.channel.run(updates, weights, exchange)  # which numbers its sites from 0
             messages = tuple(replace(m, site=participants[m.site]) for m in sent.messages)
             return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors))
