@@ -96,7 +96,8 @@ _READING = [
         "text",
         "Leakage has one scale for every attack: 0 is what a guess reaches that looked at no message (the best control), "
         "1 is the truth itself (the oracle). It is not clipped: "
-        "below 0 an attack does worse than guessing. A defense is judged by its worst attack, never by an average; the "
+        "below 0 an attack does worse than guessing. A defense is judged by its worst attack, never by an average, and guessing "
+        "is always open to an adversary, so that a worst case is never below 0; the "
         "worst is chosen on some seeds and scored on the others.",
     ),
     Block(

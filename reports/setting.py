@@ -136,6 +136,9 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
                 f"{request['references']} a defense and seed, trained under the same defense with the adversary's own keys",
             )
         )
+    if request.get("noise_draws", 1) > 1:
+        said = f"the mean of {request['noise_draws']} federations a seed that differ in their noise alone; attacks meet the first"
+        terms.append(("Utility of defenses that add noise", said))
     for probe in request.get("probes") or []:
         kind = (
             "gradient"

@@ -18,7 +18,7 @@ from reports.intervals import over_seeds
 from reports.plots.style import ordered
 from reports.power import silences
 from reports.stats import SHARES
-from reports.worst import WITHOUT, worst_case
+from reports.worst import BESIDE, WITHOUT, worst_case
 
 NAN: Final = float("nan")
 FLOOR: Final = ":floor"
@@ -117,7 +117,8 @@ def standing(results: pd.DataFrame, goal: str, view: str, key: str) -> pd.DataFr
     """One row a defense under one threat.
 
     Columns: defense; utility, utility_low, utility_high, utility_n (headline metric); leakage, leakage_low, leakage_high, leakage_n and
-    the worst ``attack`` with its ``attack_key`` (chosen on some seeds, scored on others); ``n_attacks``; ``held``, the key of the rows that
+    the worst ``attack`` with its ``attack_key`` (chosen on some seeds, scored on others), or, where guessing does better, what the best
+    attack alone did (best, best_low, best_high); ``n_attacks``; ``held``, the key of the rows that
     were used: a defense without a key is judged by its rows without one; epsilon, delta (claims, the maximum over sites); ``note``, why
     there is no leakage or what to know about it; ``silent``, why a leakage that is not above the controls means nothing
     (``reports.power``), else "". ``n`` counts seeds. A threat that nobody asked for gives rows without leakage.
@@ -149,11 +150,20 @@ def _stand(name: str, threat: Threat, use: Rows, worst: Rows, promised: Rows, wh
     at = (goal, view, name, held)
     if at not in worst:
         empty = {"leakage": NAN, "leakage_low": NAN, "leakage_high": NAN, "leakage_n": 0}
+        empty |= dict.fromkeys(BESIDE, NAN)
         return row | empty | {"attack": "", "attack_key": "", "n_attacks": 0, "note": NOT_ASKED, "silent": ""}
     case = worst[at]
     row |= {"leakage": case["leakage"], "leakage_low": case["low"], "leakage_high": case["high"], "leakage_n": case["n_seeds"]}
     row |= {"attack": case["attack"], "attack_key": case["attack_key"], "n_attacks": case["n_attacks"], "note": case["reason"]}
+    row |= {column: case[column] for column in BESIDE}
     return row | {"silent": "" if case["low"] > 0 else why.get(at, "")}
+
+
+def told(row: Any) -> str:
+    """A worst case in words: with its interval, or as guessing beside what the best attack alone did."""
+    if math.isfinite(row.best):
+        return f"0, by guessing (the best attack alone: {words.interval(row.best, row.best_low, row.best_high, 2)})"
+    return words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)
 
 
 def claims(results: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from reports import words
 from reports.plots.plane import allowed
 from reports.plots.style import ordered
-from reports.standing import COSTS, NAN, Threat, claims, costs, each, utilities
+from reports.standing import COSTS, NAN, Threat, claims, costs, each, told, utilities
 from reports.worst import WITHOUT
 
 _TEX: Final = {
@@ -250,7 +250,7 @@ def _reasoned(own: pd.DataFrame, metric: str) -> str:
 def _leak(row: Any) -> str:
     if not math.isfinite(row.leakage):
         return words.MISSING
-    text = f"{words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)} {words.attack(row.attack)}"
+    text = f"{told(row)} {words.attack(row.attack)}"
     return f"not measured ({text})" if row.silent else text
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from reports import schema, words
 from reports.plots.plane import allowed, front
 from reports.plots.style import ordered
-from reports.standing import NOT_ASKED, WRONG_KEYS, Threat, each, grouped, headline, limits, openings, standings, utilities
+from reports.standing import NOT_ASKED, WRONG_KEYS, Threat, each, grouped, headline, limits, openings, standings, told, utilities
 from reports.stats import paired_difference
 from reports.worst import WITHOUT
 
@@ -90,10 +90,11 @@ def _leakage(table: pd.DataFrame, goal: str, view: str) -> Said:
     lines = [PROBED] if goal == "reconstruction" else []
     for lead, part, named in (
         ("The worst attack takes more than guessing does", known[low > 0], True),
-        ("Not told from guessing by these attacks", known[heard & (low <= 0)], False),
+        ("Not told from guessing by these attacks", known[heard & (low <= 0) & known["best"].isna()], False),
+        ("No attack does better than guessing", known[heard & known["best"].notna()], True),
         ("Without an interval", known[heard & low.isna()], True),
     ):
-        rows = [(words.defense(r.defense), _of(r) + (f" ({words.attack(r.attack)})" if named else ""), r.leakage_n) for r in each(part)]
+        rows = [(words.defense(r.defense), told(r) + (f" ({words.attack(r.attack)})" if named else ""), r.leakage_n) for r in each(part)]
         lines += _listed(lead, rows)
     lines += _unmeasured(table)
     placed = known[heard & known["utility"].notna()].reset_index(drop=True)
@@ -101,7 +102,10 @@ def _leakage(table: pd.DataFrame, goal: str, view: str) -> Said:
         best = [
             words.defense(str(placed.at[i, "defense"])) for i in front(placed["leakage"].to_numpy(float), placed["utility"].to_numpy(float))
         ]
-        lines.append(f"By their means, no other defense beats these on utility and leakage at once: {', '.join(best)}.")
+        lines.append(
+            f"By their means, no other defense beats these on utility and leakage at once: {', '.join(best)}; where intervals overlap, "
+            "the order may be chance."
+        )
     return title, lines
 
 
@@ -109,12 +113,13 @@ def _unmeasured(table: pd.DataFrame) -> list[str]:
     """Defenses on which no attack that works was tried: a number is there and means nothing, or there is none."""
     lines = []
     for why, part in table[table["silent"] != ""].groupby("silent", sort=False):
-        named = "; ".join(f"{words.defense(r.defense)} {_of(r)}" for r in each(part))
+        named = "; ".join(f"{words.defense(r.defense)} {told(r)}" for r in each(part))
         lines.append(f"Not measured: {why}, so the silence means nothing: {named}.")
-    told: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
     for why, names in grouped(table[table["leakage"].isna() & (table["note"] != NOT_ASKED)]).items():
-        told.setdefault(", ".join(names), []).append(why)
-    return [*lines, *(f"Not measured: {names} ({'; '.join(reasons)})." for names, reasons in told.items())]
+        missing.setdefault(", ".join(names), []).append(why)
+    others = "; other attacks for reasons that the table of skipped cells gives"
+    return [*lines, *(f"Not measured: {names} ({reasons[0]}{others if len(reasons) > 1 else ''})." for names, reasons in missing.items())]
 
 
 def _listed(lead: str, rows: list[tuple[str, str, float]]) -> list[str]:
@@ -210,14 +215,10 @@ def contradictions(stands: Mapping[Threat, pd.DataFrame]) -> list[str]:
             if row.leakage_low > ceiling:
                 said.append(
                     f"{words.defense(row.defense)} claims ε {row.epsilon:.3g}, which allows a membership leakage of "
-                    f"{words.number(ceiling)} at most, but {_of(row)} "
+                    f"{words.number(ceiling)} at most, but {told(row)} "
                     f"was measured ({words.attack(row.attack)}, {words.threat(view, key)}): the claim or the measurement is wrong."
                 )
     return said
-
-
-def _of(row: Any) -> str:
-    return words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)
 
 
 def _with_seeds(row: pd.Series[Any]) -> str:

@@ -25,7 +25,8 @@ from reports.schema import CAPPED, GOALS, HEADLINE_KEYS, upper_bound
 WITHOUT = "without"  # key of a headline row: the worst over the adversaries who do not hold the key
 GROUP = ["suite", "task", "data", "defense", "goal", "view", "key"]
 GUESSES = "every attack does worse than guessing, so guessing is what this adversary would do"
-COLUMNS = [*GROUP, "leakage", "low", "high", "n_seeds", "n_attacks", "attack", "attack_key", "status", "reason"]
+BESIDE = ("best", "best_low", "best_high")  # the best attack by itself, where guessing is the worst case
+COLUMNS = [*GROUP, "leakage", "low", "high", "n_seeds", "n_attacks", "attack", "attack_key", *BESIDE, "status", "reason"]
 
 
 def worst_case(df: pd.DataFrame, metric: str = "leakage", level: float = 0.95) -> pd.DataFrame:
@@ -35,6 +36,8 @@ def worst_case(df: pd.DataFrame, metric: str = "leakage", level: float = 0.95) -
     stand apart under their own names. ``attack`` is the one chosen most often and ``attack_key`` its key; ``n_attacks`` counts the
     candidates (attack, key, budget and checkpoint). With one seed nothing can be crossed: choice and score share it, the interval is
     widened to the family-wise level, and ``reason`` says so. Where no attack gave a number, leakage is NaN with the attacks' reasons.
+    Where guessing does better than every attack, leakage is guessing's 0, and ``best``, ``best_low`` and ``best_high`` are what the best
+    attack alone did (below 0), else NaN: an interval around a guess would say nothing about the attacks.
     """
     held = df[df["goal"].isin(GOALS) & (df["role"] == "score") & ~upper_bound(df)].copy()
     held["held_key"] = held["key"]
@@ -51,6 +54,7 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
         reasons = list(dict.fromkeys(single for reason in said for single in reason.split("; "))) or [f"no attack gave {metric}"]
         status = "failed" if (part["status"] == "failed").any() else "skipped"
         empty = {"leakage": np.nan, "low": np.nan, "high": np.nan, "n_seeds": 0, "n_attacks": 0, "attack": "", "attack_key": ""}
+        empty |= dict.fromkeys(BESIDE, np.nan)
         return empty | {"status": status, "reason": "; ".join(reasons)}
     candidate = scored[["attack", "held_key", *extra]].astype(str).agg("\x1f".join, axis=1)
     scored = scored.assign(candidate=candidate)
@@ -59,9 +63,11 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
     attacks = len(names)
     summary: dict[str, object] = {"n_attacks": attacks, "status": "ok"}
     reasons = _failures(part)
+    best, alone = -1, (np.nan, np.nan, np.nan)
     if metric == "leakage":  # whoever does worse than guessing can guess, which is 0 on every seed
         best = int(np.nanargmax(_means(values)))
-        reasons += [GUESSES] if (_means(values) < 0).all() else []
+        known = np.isfinite(values[best])
+        alone = (float(values[best][known].mean()), *over_seeds(values[best][known], lows[best][known], highs[best][known], level))
         seen = np.isfinite(values).any(0)
         guess = [np.where(seen, 0.0, np.nan), np.where(seen, 0.0, np.nan), np.where(seen, np.fmax(highs[best], 0.0), np.nan)]
         values, lows, highs = (np.vstack([grid, row]) for grid, row in zip((values, lows, highs), guess))
@@ -77,9 +83,14 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
         scores = values[most, seeds]
         low, high = _widened(float(scores[0]), (float(lows[most, seeds[0]]), float(highs[most, seeds[0]])), attacks, level)
         reasons.insert(0, f"one seed: the worst of {attacks} was chosen and scored on it, which overstates" if attacks > 1 else "one seed")
+    if best >= 0 and most == len(names) - 1 and not scores.any():
+        reasons.append(GUESSES)
+        high = max(0.0, alone[2])
+    else:
+        alone = (np.nan, np.nan, np.nan)
     if metric == "leakage" and part["goal"].iloc[0] in CAPPED and scores.mean() <= 1:
         high = min(high, 1.0) if np.isfinite(high) else high
-    summary |= {"leakage": float(scores.mean()), "low": low, "high": high, "n_seeds": len(seeds)}
+    summary |= {"leakage": float(scores.mean()), "low": low, "high": high, "n_seeds": len(seeds), **dict(zip(BESIDE, alone))}
     return summary | {"attack": names[most][0], "attack_key": names[most][1], "reason": "; ".join(reasons)}
 
 

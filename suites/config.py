@@ -120,6 +120,7 @@ class SuiteSpec(Strict):
     federation: FederationSpec = FederationSpec()
     seeds: int = Field(default=3, ge=1)
     references: int = Field(default=0, ge=0)
+    noise_draws: int = Field(default=1, ge=1)  # federations whose utility is averaged in a cell, where a defense adds noise
     budget: float = Field(default=1.0, gt=0)
     probes: tuple[ProbeSpec, ...] = ()
     defenses: tuple[str, ...] = Field(min_length=1)

@@ -167,6 +167,7 @@ class _Planner:
     def _train(self, layers: Sequence[Plugin], seed: int, inserting: Plugin | None = None) -> Cell:
         spec = {**self.common, "stage": "train", "defense": _ref(layers), "seed": seed}
         if inserting is None:
+            spec |= {"noise_draws": self.suite.noise_draws} if self.suite.noise_draws > 1 else {}
             return self._cell("train", spec, (*layers, self.task), self._columns(layers, seed))
         every = {**self.common["engine"], "keep_every": 1}  # an auditor reads each round
         spec |= {"inserts": inserting.ref, "probes": [], "engine": every}

@@ -48,9 +48,7 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     trained = bench.train([bench.assignment()], target=True, witness=witness)[0]
     evidence = Evidence(trained.rounds, trained.finals, trained.samples)
     transcript.save(folder, evidence)
-    predict = bench.predict(trained.secret)
-    each = [bench.utilities(predict, params) for params in trained.finals]
-    metrics = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    metrics = bench.utility(trained)
     measures = score_utility(metrics, bench.floor(), len(bench.prepared.test), bench.lower)
     measures += bench.yardsticks(metrics)
     rows = [row(bench, measure, goal="utility") for measure in measures]

@@ -77,12 +77,12 @@ def test_the_verdict_says_that_the_silence_means_nothing() -> None:
     assert not any("Secure aggregation" in line for line in lines if line.startswith(("Not told from", "By their means")))
     (line,) = [line for line in lines if "so the silence means nothing" in line]
     assert line.startswith("Not measured: the only attack that applies, Cosine inversion of the sum, does not work on FedAvg either")
-    assert "Secure aggregation 0.00" in line  # whoever does worse than guessing can guess
+    assert "Secure aggregation 0, by guessing (the best attack alone: −" in line  # whoever does worse than guessing can guess
 
 
 def test_the_same_number_stands_once_the_attack_works_on_fedavg() -> None:
     lines = said(silent_secure_aggregation(on_fedavg(0.5)))
-    assert any("Secure aggregation" in line for line in lines if line.startswith("Not told from guessing"))
+    assert any("Secure aggregation" in line for line in lines if line.startswith("No attack does better than guessing"))
     assert any("Secure aggregation" in line for line in lines if line.startswith("By their means"))
     assert not any("means nothing" in line for line in lines)
 

@@ -322,6 +322,27 @@ def test_keys_none_and_wrong_are_one_threat_and_the_others_stand_apart() -> None
     assert (rows.loc["without", "leakage"], rows.loc["without", "attack_key"]) == (pytest.approx(0.9), "wrong")
 
 
+def test_where_every_attack_does_worse_the_worst_case_is_guessing_and_the_best_attack_stands_beside_it() -> None:
+    row = stats.worst_case(table({"a": [-0.5, -0.4, -0.6], "b": [-2.0, -2.1, -1.9]}, half=0.1)).iloc[0]
+    assert (row["leakage"], row["low"], row["high"], row["attack"]) == (0.0, 0.0, 0.0, "a")
+    assert row["best"] == pytest.approx(-0.5)
+    assert row["best_low"] < -0.5 < row["best_high"] < 0
+    assert worst.GUESSES in row["reason"]
+
+
+def test_a_worst_case_of_guessing_reaches_as_high_as_the_best_attack_may() -> None:
+    row = stats.worst_case(table({"a": [-0.1, -0.05, -0.15]}, half=0.4)).iloc[0]
+    assert row["leakage"] == 0.0
+    assert row["high"] == pytest.approx(row["best_high"])
+    assert row["high"] > 0
+
+
+def test_above_guessing_nothing_stands_beside_the_worst_case() -> None:
+    row = stats.worst_case(table({"a": [0.5, 0.4, 0.6], "b": [-2.0, -2.1, -1.9]}, half=0.1)).iloc[0]
+    assert row["leakage"] == pytest.approx(0.5)
+    assert row[list(worst.BESIDE)].isna().all()
+
+
 def test_one_seed_is_widened_and_says_so() -> None:
     row = stats.worst_case(table({"a": [0.2], "b": [0.3], "c": [0.1]}, half=0.1)).iloc[0]
     assert row["leakage"] == pytest.approx(0.3)
