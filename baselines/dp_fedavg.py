@@ -73,8 +73,8 @@ class DPFedAvg(Defense):
         if self.needs_channel:
             if self.colluders < federation.vanishing:
                 raise RequestError(
-                    f"dp_fedavg with shared=true sizes its noise without {self.colluders} sites, and {federation.vanishing} vanish in every "
-                    f"round and take theirs along; give colluders={federation.vanishing} or more"
+                    f"dp_fedavg with shared=true sizes its noise without {self.colluders} sites, and {federation.vanishing} vanish in "
+                    f"every round and take theirs along; give colluders={federation.vanishing} or more"
                 )
             planned._shares = len(shape.site_sizes) - self.colluders
             if planned._shares < 1:

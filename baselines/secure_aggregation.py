@@ -111,8 +111,8 @@ class SecureAggregation(Defense):
     bound : float
         The largest coordinate an update may have; a smaller bound rounds finer.
     colluders, dropouts, threshold : int, optional
-        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that stops a liar. ``dropouts`` says how
-        many may vanish; how many do is the federation's ``vanishing``.
+        See ``baselines.cohort_graph.rules``: a tenth and an eighth of the sites, the least threshold that stops a liar. ``dropouts``
+        says how many may vanish; how many do is the federation's ``vanishing``.
     """
 
     card = Card(
