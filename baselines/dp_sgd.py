@@ -35,6 +35,12 @@ class DPSGD(Defense):
         L2 bound on one record's gradient, over all parameters together.
     epochs, lr : optional
         Local epochs a round and learning rate in place of the federation's: at a given ε, noise wants fewer and longer steps.
+    optimiser : "adam" or "sgd", optional
+        In place of the federation's. Adam divides by the size of what it is given, which here is noise: every weight then walks at full
+        step, and plain SGD keeps more of the signal.
+    path : float, optional
+        lr × local epochs × rounds, in place of ``lr``. At a given ε the noise multiplier grows with the root of the number of steps T, so
+        what noise adds to a weight over the whole run grows with lr·T: with a fixed lr a longer run only walks farther from the optimum.
     unit : "record" or "person"
         Whose membership is protected. By person, persons are drawn, the gradients of all records of one are summed, and that sum is
         clipped; the federation's ``batch`` then counts persons. Needs the data's person column, and no person at two sites.
@@ -59,6 +65,8 @@ class DPSGD(Defense):
         *,
         epochs: int | None = None,
         lr: float | None = None,
+        optimiser: Literal["adam", "sgd"] | None = None,
+        path: float | None = None,
         unit: Literal["record", "person"] = "record",
     ) -> None:
         accounting.check("dp_sgd", epsilon, noise_multiplier, delta, clip)
@@ -66,7 +74,13 @@ class DPSGD(Defense):
             raise RequestError(f"dp_sgd got epochs={epochs}, but a site trains at least once a round; give 1 or more")
         if lr is not None and not 0 < lr < math.inf:
             raise RequestError(f"dp_sgd got lr={lr:g}, but a learning rate is above 0 and finite; give 0.01, say")
-        self.epochs, self.lr = epochs, lr
+        if optimiser not in (None, "adam", "sgd"):
+            raise RequestError(f"dp_sgd got optimiser={optimiser}, but sites train by adam or sgd; give one of them")
+        if path is not None and not 0 < path < math.inf:
+            raise RequestError(f"dp_sgd got path={path:g}, but lr x epochs x rounds is above 0 and finite; give 30, say")
+        if path is not None and lr is not None:
+            raise RequestError("dp_sgd got both lr and path, but path / (epochs x rounds) is the learning rate; give one of them")
+        self.epochs, self.lr, self.optimiser, self.path = epochs, lr, optimiser, path
         self.epsilon = _EPSILON if epsilon is None and noise_multiplier is None else epsilon
         self.noise_multiplier = noise_multiplier
         self.delta = float(delta)
@@ -76,7 +90,15 @@ class DPSGD(Defense):
         self.clip = Clip(norm=float(clip), unit=unit)
 
     def local(self, local: Local) -> Local:
-        return replace(local, epochs=self.epochs or local.epochs, lr=self.lr or local.lr)
+        return replace(
+            local, epochs=self.epochs or local.epochs, lr=self.lr or local.lr, optimiser=self.optimiser or local.optimiser
+        )
+
+    def protocol(self, federation: Federation) -> Federation:
+        if self.path is None:
+            return federation
+        local = federation.local
+        return replace(federation, local=replace(local, lr=self.path / (local.epochs * federation.rounds)))
 
     def plan(self, federation: Federation, shape: Shape) -> DPSGD:
         planned = copy.copy(self)
