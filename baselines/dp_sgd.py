@@ -38,6 +38,8 @@ class DPSGD(Defense):
     optimiser : "adam" or "sgd", optional
         In place of the federation's. Adam divides by the size of what it is given, which here is noise: every weight then walks at full
         step, and plain SGD keeps more of the signal.
+    weight_decay : float, optional
+        In place of the federation's; one that suits short steps shrinks the model along a long path.
     path : float, optional
         lr × local epochs × rounds, in place of ``lr``. At a given ε the noise multiplier grows with the root of the number of steps T, so
         what noise adds to a weight over the whole run grows with lr·T: with a fixed lr a longer run only walks farther from the optimum.
@@ -66,6 +68,7 @@ class DPSGD(Defense):
         epochs: int | None = None,
         lr: float | None = None,
         optimiser: Literal["adam", "sgd"] | None = None,
+        weight_decay: float | None = None,
         path: float | None = None,
         unit: Literal["record", "person"] = "record",
     ) -> None:
@@ -80,7 +83,9 @@ class DPSGD(Defense):
             raise RequestError(f"dp_sgd got path={path:g}, but lr x epochs x rounds is above 0 and finite; give 30, say")
         if path is not None and lr is not None:
             raise RequestError("dp_sgd got both lr and path, but path / (epochs x rounds) is the learning rate; give one of them")
-        self.epochs, self.lr, self.optimiser, self.path = epochs, lr, optimiser, path
+        if weight_decay is not None and not 0 <= weight_decay < math.inf:
+            raise RequestError(f"dp_sgd got weight_decay={weight_decay:g}, but a decay is at least 0 and finite; give 0, say")
+        self.epochs, self.lr, self.optimiser, self.path, self.weight_decay = epochs, lr, optimiser, path, weight_decay
         self.epsilon = _EPSILON if epsilon is None and noise_multiplier is None else epsilon
         self.noise_multiplier = noise_multiplier
         self.delta = float(delta)
@@ -91,7 +96,11 @@ class DPSGD(Defense):
 
     def local(self, local: Local) -> Local:
         return replace(
-            local, epochs=self.epochs or local.epochs, lr=self.lr or local.lr, optimiser=self.optimiser or local.optimiser
+            local,
+            epochs=self.epochs or local.epochs,
+            lr=self.lr or local.lr,
+            optimiser=self.optimiser or local.optimiser,
+            weight_decay=local.weight_decay if self.weight_decay is None else self.weight_decay,
         )
 
     def protocol(self, federation: Federation) -> Federation:

@@ -132,17 +132,19 @@ def test_a_delta_that_allows_publishing_a_record_is_refused() -> None:
 
 
 def test_a_path_is_shared_out_over_all_local_epochs() -> None:
-    layer = DPSGD(noise_multiplier=1.0, epochs=2, optimiser="sgd", path=30.0)
+    layer = DPSGD(noise_multiplier=1.0, epochs=2, optimiser="sgd", path=30.0, weight_decay=0.0)
     for rounds, lr in ((10, 1.5), (50, 0.3)):
-        federation = Federation(rounds=rounds, local=layer.local(Local(epochs=5, batch=100, optimiser="adam", lr=1e-3)))
+        federation = Federation(rounds=rounds, local=layer.local(Local(epochs=5, batch=100, optimiser="adam", lr=1e-3, weight_decay=0.01)))
         local = layer.protocol(federation).local
-        assert (local.epochs, local.optimiser, local.batch) == (2, "sgd", 100)
+        assert (local.epochs, local.optimiser, local.batch, local.weight_decay) == (2, "sgd", 100, 0.0)
         assert local.lr == pytest.approx(lr)
     plain = Federation(rounds=10, local=Local(lr=0.1))
     assert DPSGD(noise_multiplier=1.0).protocol(plain) == plain
 
 
-@pytest.mark.parametrize("given", [{"path": 0.0}, {"path": float("inf")}, {"path": 3.0, "lr": 0.1}, {"optimiser": "rmsprop"}])
+@pytest.mark.parametrize(
+    "given", [{"path": 0.0}, {"path": float("inf")}, {"path": 3.0, "lr": 0.1}, {"optimiser": "rmsprop"}, {"weight_decay": -1.0}]
+)
 def test_a_path_or_optimiser_that_makes_no_sense_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=r"dp_sgd got .*give"):
         DPSGD(noise_multiplier=1.0, **given)
