@@ -171,6 +171,25 @@ def data_fetch(
         print(f"{file}: {path}")
 
 
+@data_app.command(name="convert")
+def data_convert(
+    kind: Annotated[str, typer.Argument(help="procan (a CSV), gears (perturb_processed.h5ad), huvec (folders SCR, Sh-B, Sh-E, Sh-H).")],
+    path: Annotated[Path, typer.Argument(help="The file or folder as it was given out.")],
+    out: Annotated[Path, typer.Option(help="The .h5ad to write.")],
+    metadata: Annotated[Path | None, typer.Option(help="A second table of the same samples (procan).")] = None,
+) -> None:
+    """Files of the published evaluation's own cohorts, in their published layouts, to an .h5ad for --data."""
+    from suites.cohorts.published_files import convert
+    from suites.store import writing
+
+    made = convert(kind, path, metadata)
+    with writing(out.parent):
+        temporary = out.with_name(f".{out.name}.part")
+        made.write_h5ad(temporary)
+        temporary.replace(out)
+    print(f"{out}: {made.n_obs} records x {made.n_vars} features, obs columns {', '.join(made.obs.columns)}")
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The --out folder of a finished run.")],
