@@ -37,6 +37,8 @@ ATTACKS: Final = {
     "key_vector_of_step": "Key vector, one step",
     "ladder": "Ladder of inversions",
     "ladder_of_sum": "Ladder, on the sum",
+    "spear": "SPEAR",
+    "spear_of_sum": "SPEAR, on the sum",
     "row_space": "Row space, first layer",
     "row_space_of_sum": "Row space of the sum",
     "round_cosine_of_sum": "Round-wise cosine of the sum",

@@ -7,11 +7,13 @@ records stands for it: ``counts = B (p_aux - gradient)``, rounded to whole numbe
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from attacks.gradient_inversion.message import as_gradient, output_bias
-from suites.contracts import Target
+from suites.contracts import Observation, Secret, Target
 
 
 def label_counts(target: Target, classes: int, outputs: Tensor | None = None) -> Tensor | None:
@@ -47,3 +49,17 @@ def label_list(target: Target, classes: int, outputs: Tensor | None = None) -> T
     """The same as a sorted list of labels [B] int64."""
     counts = label_counts(target, classes, outputs)
     return None if counts is None else torch.repeat_interleave(torch.arange(classes, device=counts.device), counts)
+
+
+def labels_by_slope(seen: Observation, target: Target, x: Tensor, slopes: Tensor, bias: str, classes: int, key: Secret | None) -> Tensor:
+    """Each record's label [B]: the class under which its own gradient of the tensor ``bias`` [H] points most like its row of ``slopes``.
+
+    ``x`` [B, F] are records and ``slopes`` [B, H] their shares of that gradient, up to scale and sign.
+    """
+    alone = replace(target, optimiser="gradient", steps=1, batch=1)
+    each = torch.eye(classes, dtype=x.dtype, device=x.device)
+    chosen = []
+    for record, slope in zip(x, slopes):
+        sent = torch.stack([seen.simulate(alone, record[None], one[None], key)[bias] for one in each]).double()  # [K, H]
+        chosen.append(torch.cosine_similarity(sent, slope.double()[None], dim=1).argmax())
+    return torch.stack(chosen)

@@ -37,8 +37,8 @@ def error(guess: torch.Tensor, truth: torch.Tensor) -> float:
     ("given", "rung", "dearer"),
     [
         ({"batch": 1}, "closed_form", "known_records"),
-        ({"batch": 4, "known": 4}, "known_records", "row_space"),
-        ({"batch": 4}, "row_space", "cosine"),
+        ({"batch": 4, "known": 4}, "known_records", "spear"),
+        ({"batch": 4}, "spear", "row_space"),
         ({"batch": 2, "optimiser": "sgd", "steps": 3, "lr": 0.05}, "row_space", "cosine"),
     ],
 )
@@ -83,7 +83,7 @@ def test_each_message_is_climbed_by_itself_and_only_so_many() -> None:
     four, truth = lab(4)
     both = FakeObservation(one.module, F, K, targets=[*one.targets, *four.targets, *one.targets], auxiliary=one.auxiliary)
     guess = climb(both, limit=2)
-    assert (guess.notes["ended:closed_form"], guess.notes["ended:row_space"]) == (1, 1)
+    assert (guess.notes["ended:closed_form"], guess.notes["ended:spear"]) == (1, 1)
     assert (guess.notes["targets"], guess.notes["of"], len(guess.value)) == (2, 3, 2)
     assert error(guess.value[1], truth) < 1e-3
     with pytest.raises(RequestError, match="at least 1"):
