@@ -21,6 +21,7 @@ LAYERS: Final = {
     "dp_sgd": "DP-SGD",
     "dp_fedavg": "DP-FedAvg",
     "secure_aggregation": "Secure aggregation",
+    "skellam": "Secure aggregation with Skellam noise",
     "homomorphic": "Homomorphic",
     "infl": "INFL",
     "ppml_omics": "PPML-Omics",
