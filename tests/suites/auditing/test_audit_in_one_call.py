@@ -1,5 +1,6 @@
 """The one-call audit: what a user types, what comes back, and what is refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -338,34 +339,18 @@ def test_a_trace_that_does_not_fit_is_refused(change: dict, says: str) -> None:
         audit_trace(trace)
 
 
-# ---- what the README shows, word for word
+# ---- what the README shows, straight out of it
 
-SCORES = """
-from suites.audit import audit_scores
-
-result = audit_scores(scores_of_members, scores_of_others)  # of any attack; higher for members
-print(result)
-result.report("audit-out")  # audit-out/report/index.html
-"""
-ARRAYS = """
-from sklearn.linear_model import LogisticRegression
-from suites.audit import audit
-
-result = audit(lambda X, y: LogisticRegression(C=100).fit(X, y), X, y, member)
-print(result)
-"""
-LOOP = """
-from suites.audit import Trace, audit_trace
-
-trace = Trace(model, X, y, member)
-for epoch in range(5):
-    with trace.round():
-        train_one_epoch(model)
-print(audit_trace(trace))
-"""
+SECTION = (Path(__file__).parents[3] / "README.md").read_text().split("### Audit a model of your own")[1].split("\n### ")[0]
+SHOWN = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 
 
-@pytest.mark.parametrize("snippet", [SCORES, ARRAYS, LOOP], ids=["scores", "arrays", "loop"])
+def test_the_readme_shows_scores_arrays_and_a_loop() -> None:
+    for call, snippet in zip(("audit_scores(scores", "(audit(", "audit_trace(trace"), SHOWN, strict=True):
+        assert call in snippet
+
+
+@pytest.mark.parametrize("snippet", SHOWN)
 def test_ten_lines_are_enough(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(6)
