@@ -40,6 +40,8 @@ ATTACKS: Final = {
     "ladder_of_sum": "Ladder, on the sum",
     "spear": "SPEAR",
     "spear_of_sum": "SPEAR, on the sum",
+    "cocktail_party": "Cocktail party",
+    "cocktail_party_of_sum": "Cocktail party, on the sum",
     "row_space": "Row space, first layer",
     "row_space_of_sum": "Row space of the sum",
     "round_cosine_of_sum": "Round-wise cosine of the sum",

@@ -60,6 +60,7 @@ class Stage:
         federation = stack.protocol(Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3), flaws=self.ground.flaws))
         everybody = MEMBERS + 4 * OTHERS
         x = torch.randn(everybody, FEATURES, generator=torch.Generator().manual_seed(0))
+        x = x**3 / 15**0.5 if self.ground.tails else x  # of variance one
         teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
         y = (x @ teacher + 6 * torch.randn(everybody, CLASSES, generator=stream("check", "label noise"))).argmax(1)
         self.pool = Pool(x, y, CLASSES)

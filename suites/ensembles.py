@@ -21,6 +21,8 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
         "gram_search_of_sum",
         "principal_components",
         "overlap",
+        "cocktail_party",
+        "cocktail_party_of_sum",
         "ladder",
         "ladder_of_sum",
         "cosine_inversion_of_sum",
