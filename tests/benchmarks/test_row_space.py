@@ -1,0 +1,94 @@
+"""What the row space and the batching of starts are worth: MLP with two hidden layers of 64, eight records, double precision.
+
+Objective and slope of the same loss, timed in turns. ``Problem.loss`` is what L-BFGS calls in ``attacks.gradient_inversion.row_space``.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from attacks.gradient_inversion.row_space import Problem
+from suites.contracts import Params, Records
+from tests.benchmarks.ratio import interleaved
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "attacks"))
+from observations import FakeObservation, message, mlp, normal, probe
+
+BATCH, CLASSES = 8, 14
+
+
+def problem(features: int) -> tuple[Problem, FakeObservation, Tensor]:
+    torch.set_num_threads(1)
+    module = mlp([features, 64, 64, CLASSES], 0)
+    x, y = normal(BATCH, features, seed=10), torch.arange(BATCH) % CLASSES
+    public = Records(normal(50, features, seed=99), torch.arange(50) % CLASSES)
+    seen = FakeObservation(module, features, CLASSES, targets=[probe(module, x, y)], auxiliary=public)
+    return Problem(seen, seen.targets[0], None), seen, x
+
+
+def with_slope(loss: Tensor, point: Tensor) -> Tensor:
+    return torch.autograd.grad(loss.sum(), point)[0]
+
+
+class FullSpace:
+    """The same loss over records [B, F] themselves, by the public client."""
+
+    def __init__(self, found: Problem, seen: FakeObservation) -> None:
+        self.module, self.labels = seen.module.double(), found.labels
+        self.params = {name: tensor.double() for name, tensor in seen.targets[0].params.items()}
+        self.received: Params = {name: tensor.double() for name, tensor in seen.targets[0].update.items()}
+
+    def loss(self, x: Tensor) -> Tensor:
+        sent = message(self.module, self.params, x, self.labels)
+        return torch.stack([(sent[name] - there).square().sum() / there.square().sum() for name, there in self.received.items()]).sum()
+
+
+def test_an_objective_of_twenty_thousand_features(benchmark) -> None:
+    """At least 20 times cheaper than in full space, and the same number at the same records."""
+    found, seen, truth = problem(20_000)
+    full = FullSpace(found, seen)
+    rough = truth.double() + 0.1 * normal(*truth.shape, seed=4).double()
+    inside = (rough @ found.rows.T).flatten()[None].requires_grad_()
+    same = (inside.detach().view(BATCH, -1) @ found.rows).requires_grad_()
+    assert abs(float(found.loss(inside).detach()) / float(full.loss(same).detach()) - 1) < 1e-6
+
+    def row_space() -> Tensor:
+        return with_slope(found.loss(inside), inside)
+
+    slow, fast, ratio = interleaved(lambda: with_slope(full.loss(same), same), row_space, repeats=15)
+    assert found.chain is not None
+    first = full.params[found.first][None]
+    closed = interleaved(
+        lambda: with_slope(found.chain.distances(full.params, first, same[None], found.soft[None], full.received), same),
+        row_space,
+        repeats=15,
+    )[2]  # what of it the space alone is worth, the closed form being the same
+    benchmark.pedantic(row_space, rounds=1)
+    benchmark.extra_info.update(full_space=slow, row_space=fast, ratio=ratio, ratio_with_the_same_closed_form=closed)
+    assert ratio >= 20
+
+
+@pytest.mark.parametrize("space", ["row space", "public client"])
+def test_sixteen_starts_at_once(benchmark, space: str) -> None:
+    """Sixteen starts in one batch against one after the other: in the same row space, and as public tools search (full space, autograd)."""
+    found, seen, _ = problem(1000)
+    full = FullSpace(found, seen)
+    starts = normal(16, BATCH * len(found.rows), seed=5).double().requires_grad_()
+    alone = [start.detach()[None].requires_grad_() for start in starts]
+    wide = [(start.detach().view(BATCH, -1) @ found.rows).requires_grad_() for start in starts]
+    together = with_slope(found.loss(starts), starts)
+    one_by_one = torch.cat([with_slope(found.loss(start), start) for start in alone])
+    assert torch.allclose(together, one_by_one, rtol=1e-9, atol=1e-12)
+
+    def sequential() -> list[Tensor]:
+        if space == "row space":
+            return [with_slope(found.loss(start), start) for start in alone]
+        return [with_slope(full.loss(start), start) for start in wide]
+
+    slow, fast, ratio = interleaved(sequential, lambda: with_slope(found.loss(starts), starts), repeats=9)
+    benchmark.pedantic(lambda: with_slope(found.loss(starts), starts), rounds=1)
+    benchmark.extra_info.update(sequential=slow, batched=fast, ratio=ratio)
+    assert ratio >= (5 if space == "row space" else 8)
