@@ -62,18 +62,19 @@ def prepare(spec: Mapping[str, Any], cache: Path | None) -> Prepared:
         return _read(_compute(parts)[0])
     name = digest(json.dumps({**parts, "digest": spec.get("data_digest", "")}, sort_keys=True, default=str)).hex()[:24]
     path = cache / f"{name}.safetensors"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=cache, suffix=".tmp")
-        os.close(handle)
-        try:
-            tensors, cohort = _compute(parts)
-            about = {**parts, "data_digest": spec.get("data_digest", "")}
-            save_file(tensors, temporary, {"spec": json.dumps(about, default=str), "cohort": json.dumps(cohort)})  # for the run's record
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    return _read(load_file(path))
+    if path.exists():
+        return _read(load_file(path))
+    cache.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=cache, suffix=".tmp")
+    os.close(handle)
+    try:
+        tensors, cohort = _compute(parts)
+        about = {**parts, "data_digest": spec.get("data_digest", "")}
+        save_file(tensors, temporary, {"spec": json.dumps(about, default=str), "cohort": json.dumps(cohort)})  # for the run's record
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return _read(tensors)  # reading the file back would hold the matrix once more
 
 
 def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

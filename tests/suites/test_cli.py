@@ -64,7 +64,7 @@ def suite(tmp_path: Path) -> Path:
         (["run", "quickstart", "--executor", "slurm"], ["executor 'slurm'"]),
         (["run", "quickstart", "--fail-if", "leakage"], ["cannot read 'leakage'"]),
         (["run", "quickstart", "--sedes", "3"], ["--sedes"]),
-        (["run"], ["'suite'"]),
+        (["run"], ["needs SUITE", "a suite of the catalogue"]),
         (["rum", "quickstart"], ["rum"]),
         (["list", "atacks"], ["did you mean 'attacks'"]),
         (["check", "lyra"], ["did you mean 'lira'"]),
