@@ -162,7 +162,7 @@ def _stand(name: str, threat: Threat, use: Rows, worst: Rows, promised: Rows, wh
 def told(row: Any) -> str:
     """A worst case in words: with its interval, or as guessing beside what the best attack alone did."""
     if math.isfinite(row.best):
-        return f"0, by guessing (the best attack alone: {words.interval(row.best, row.best_low, row.best_high, 2)})"
+        return f"0, by guessing ({words.attack(row.attack)} alone: {words.interval(row.best, row.best_low, row.best_high, 2)})"
     return words.interval(row.leakage, row.leakage_low, row.leakage_high, 2)
 
 
@@ -191,11 +191,11 @@ def claims(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def grouped(table: pd.DataFrame) -> dict[str, list[str]]:
-    """Reasons for missing numbers, each with the defenses it holds for, named in words; a note may give several reasons."""
+    """Why a number is missing, each with the defenses it holds for, named in words; of a note with several reasons the first."""
     found: dict[str, list[str]] = {}
     for row in each(table):
-        for reason in (row.note or "no utility was measured").split("; "):
-            found.setdefault(reason, []).append(words.defense(row.defense))
+        reason = (row.note or "no utility was measured").split("; ")[0]
+        found.setdefault(reason, []).append(words.defense(row.defense))
     return found
 
 
@@ -204,7 +204,10 @@ def cells(results: pd.DataFrame) -> list[Cell]:
     rows = results[results["goal"].isin(schema.GOALS) & (results["role"] == "score")]
     keys = ["goal", "attack", "view", "key", "defense"]
     scored = rows[(rows["status"] == "ok") & (rows["metric"] == "leakage")]
-    means: dict[Any, Any] = {tuple(row[:5]): row[5:] for row in _over_seeds(scored, keys).itertuples(index=False, name=None)}
+    table = _over_seeds(scored, keys)
+    whole = table["goal"].isin(schema.CAPPED) & (table["value"] <= 1)
+    table.loc[whole, "high"] = table.loc[whole, "high"].clip(upper=1)  # the truth is 1 by definition
+    means: dict[Any, Any] = {tuple(row[:5]): row[5:] for row in table.itertuples(index=False, name=None)}
     asked = rows[(rows["status"] != "ok") | (rows["metric"] == "leakage")]
     asked = asked.assign(odd=(asked["status"] == "skipped") | schema.upper_bound(asked) | asked["value"].isna())
     groups: dict[tuple[str, ...], list[Any]] = {}

@@ -250,7 +250,7 @@ def _reasoned(own: pd.DataFrame, metric: str) -> str:
 def _leak(row: Any) -> str:
     if not math.isfinite(row.leakage):
         return words.MISSING
-    text = f"{told(row)} {words.attack(row.attack)}"
+    text = told(row) + ("" if math.isfinite(row.best) else f" {words.attack(row.attack)}")
     return f"not measured ({text})" if row.silent else text
 
 

@@ -91,7 +91,7 @@ def _leakage(table: pd.DataFrame, goal: str, view: str) -> Said:
     for lead, part, named in (
         ("The worst attack takes more than guessing does", known[low > 0], True),
         ("Not told from guessing by these attacks", known[heard & (low <= 0) & known["best"].isna()], False),
-        ("No attack does better than guessing", known[heard & known["best"].notna()], True),
+        ("No attack does better than guessing", known[heard & known["best"].notna()], False),
         ("Without an interval", known[heard & low.isna()], True),
     ):
         rows = [(words.defense(r.defense), told(r) + (f" ({words.attack(r.attack)})" if named else ""), r.leakage_n) for r in each(part)]
@@ -115,11 +115,8 @@ def _unmeasured(table: pd.DataFrame) -> list[str]:
     for why, part in table[table["silent"] != ""].groupby("silent", sort=False):
         named = "; ".join(f"{words.defense(r.defense)} {told(r)}" for r in each(part))
         lines.append(f"Not measured: {why}, so the silence means nothing: {named}.")
-    missing: dict[str, list[str]] = {}
-    for why, names in grouped(table[table["leakage"].isna() & (table["note"] != NOT_ASKED)]).items():
-        missing.setdefault(", ".join(names), []).append(why)
-    others = "; other attacks for reasons that the table of skipped cells gives"
-    return [*lines, *(f"Not measured: {names} ({reasons[0]}{others if len(reasons) > 1 else ''})." for names, reasons in missing.items())]
+    missing = grouped(table[table["leakage"].isna() & (table["note"] != NOT_ASKED)])
+    return [*lines, *(f"Not measured: {', '.join(names)}; {why}." for why, names in missing.items())]
 
 
 def _listed(lead: str, rows: list[tuple[str, str, float]]) -> list[str]:

@@ -77,7 +77,7 @@ def test_the_verdict_says_that_the_silence_means_nothing() -> None:
     assert not any("Secure aggregation" in line for line in lines if line.startswith(("Not told from", "By their means")))
     (line,) = [line for line in lines if "so the silence means nothing" in line]
     assert line.startswith("Not measured: the only attack that applies, Cosine inversion of the sum, does not work on FedAvg either")
-    assert "Secure aggregation 0, by guessing (the best attack alone: −" in line  # whoever does worse than guessing can guess
+    assert "Secure aggregation 0, by guessing (Cosine inversion of the sum alone: −" in line  # whoever does worse than guessing can guess
 
 
 def test_the_same_number_stands_once_the_attack_works_on_fedavg() -> None:

@@ -139,7 +139,7 @@ def test_the_verdict_is_made_from_the_numbers(table: pd.DataFrame) -> None:
     row = stand.loc["fedavg"]
     assert f"FedAvg {words.interval(row['leakage'], row['leakage_low'], row['leakage_high'], 2)} (Closed form, first layer)" in text
     assert "n = 3 seeds" in text
-    assert "Not measured: Centralized, Local only (no update crosses a wire here" in text
+    assert "Not measured: Centralized, Local only; no update crosses a wire here" in text
 
 
 def test_the_verdict_turns_with_the_numbers(table: pd.DataFrame) -> None:
