@@ -184,9 +184,11 @@ def reproduction(record: Mapping[str, Any]) -> list[tuple[Literal["code", "terms
     command = str(record.get("command") or f"infl-bench run {suite} --out DIR")
     terms = [
         (title, str(record[key]))
-        for title, key in (("infl-bench", "infl_bench"), ("Data (SHA-256 of the content)", "data_digest"), ("Code (hash)", "code_hash"))
+        for title, key in (("infl-bench", "infl_bench"), ("Code (hash)", "code_hash"))
         if record.get(key)
     ]
+    content = dict(record.get("cohort") or {}).get("digest") or record.get("data_digest")
+    terms[1:1] = [("Data (SHA-256 of the content)", str(content))] if content else []
     if versions := record.get("versions"):
         terms.append(("Versions", ", ".join(f"{name} {version}" for name, version in dict(versions).items())))
     if machine := record.get("machine"):

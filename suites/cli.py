@@ -307,7 +307,7 @@ def _listed(text: str | None) -> list[str] | None:
 
 def _one_of(word: str, allowed: tuple[str, ...], what: str) -> str:
     if word not in allowed:
-        raise RequestError(f"{what} '{word}' is not known{did_you_mean(word, allowed)}")
+        raise RequestError(f"{what} '{word}' is not known; choose {' or '.join(allowed)}")
     return word
 
 

@@ -341,3 +341,13 @@ def test_reports_import_nothing_of_the_other_packages() -> None:
     others = ("torch", "suites", "attacks", "baselines", "infl", "matplotlib.pyplot")
     code = f"import sys, reports.render; print([m for m in {others} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_digest_under_reproduction_is_the_contents_own() -> None:
+    from reports.setting import reproduction
+
+    def shown(record: dict) -> dict:
+        return dict(next(found for kind, found in reproduction(record) if kind == "terms"))
+
+    assert shown({"cohort": {"digest": "a6cc08"}, "data_digest": "named pbmc68k"})["Data (SHA-256 of the content)"] == "a6cc08"
+    assert shown({"data_digest": "77aa0c51"})["Data (SHA-256 of the content)"] == "77aa0c51"
