@@ -63,7 +63,8 @@ class Stage:
         x = x**3 / 15**0.5 if self.ground.tails else x  # of variance one
         teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
         y = (x @ teacher + 6 * torch.randn(everybody, CLASSES, generator=stream("check", "label noise"))).argmax(1)
-        self.pool = Pool(x, y, CLASSES)
+        row = torch.arange(everybody)  # two records of one site after the other are a person's
+        self.pool = Pool(x, y, CLASSES, row % SITES + SITES * (row // (2 * SITES)))
         rows = torch.arange(everybody)
         self.members, self.outside, self.unseen, self.public, self.test = torch.split(rows, [MEMBERS, OTHERS, OTHERS, OTHERS, OTHERS])
         self.sites = tuple(self.members[site::SITES] for site in range(SITES))
@@ -72,15 +73,22 @@ class Stage:
             self._insert(inserting)
         sizes = [len(site) for site in self.sites]
         self.federation = federation
-        self.shape = Shape(tuple([sum(sizes)] if stack.topology == "centralized" else sizes), FEATURES, CLASSES)
+        persons = [len(torch.unique(self._person(site))) for site in self.sites]
+        together = stack.topology == "centralized"
+        self.shape = Shape(tuple([sum(sizes)] if together else sizes), FEATURES, CLASSES, tuple([sum(persons)] if together else persons))
         self.stack = stack.plan(federation, self.shape)
 
     def _insert(self, attack: Inserting) -> None:
         made = attack.inserts(self.records(self.public), CLASSES, stream("check", "canaries"))
         self.canaries = torch.arange(len(self.pool.x), len(self.pool.x) + len(made))
         self.coins = torch.rand(len(made), generator=stream("check", "coins")) < 0.5
-        self.pool = Pool(torch.cat([self.pool.x, made.x]), torch.cat([self.pool.y, made.y]), CLASSES)
+        person = torch.cat([self._person(torch.arange(len(self.pool.x))), self.canaries])  # each canary is one of its own
+        self.pool = Pool(torch.cat([self.pool.x, made.x]), torch.cat([self.pool.y, made.y]), CLASSES, person)
         self.sites = (torch.cat([self.sites[0], self.canaries[self.coins]]), *self.sites[1:])
+
+    def _person(self, index: Tensor) -> Tensor:
+        assert self.pool.person is not None
+        return self.pool.person[index]
 
     def records(self, index: Tensor) -> Records:
         return Records(self.pool.x[index], self.pool.y[index])

@@ -225,3 +225,9 @@ def test_a_suite_declares_the_person_column_and_runs(unit: str, tmp_path: Path) 
     assert set(table["status"]) == {"ok"}
     claim = json.loads(next((tmp_path / "out" / "store" / "train").glob("*/claim.json")).read_text())
     assert (claim["unit"], claim["sampling_rate"]) == ("person", 10 / 24)
+
+
+def test_the_contract_s_checks_hold_for_persons() -> None:
+    from suites.checks import check_defense
+
+    assert {result.verdict for result in check_defense("dp_sgd:epsilon=8:unit=person")} == {"pass"}
