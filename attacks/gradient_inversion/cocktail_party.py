@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from attacks.gradient_inversion.labels import labels_by_slope
-from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count, unlabelled
+from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count, least_squares, unlabelled
 from suites.contracts import Goal, Ground, Guess, Observation, RequestError, Sees, Skip, Target
 
 
@@ -102,8 +102,8 @@ def unmix(target: Target, features: int, norm: float, budget: int, rng: torch.Ge
     rows = right[:batch] * width**0.5  # orthonormal mixtures [B, F']
     turn = _components(rows, budget, rng).to(rows)
     voices = turn @ rows  # [B, F']
-    mixing = torch.linalg.lstsq(voices.T, weight.T).solution.T  # D^T up to a factor a column, [H, B]
-    shares = torch.linalg.lstsq(mixing, slope[:, None]).solution[:, 0]  # 1 / length of each record
+    mixing = least_squares(voices.T, weight.T).T  # D^T up to a factor a column, [H, B]
+    shares = least_squares(mixing, slope[:, None])[:, 0]  # 1 / length of each record
     if batch > 1:
         shares = torch.where(shares < 0, -1.0, 1.0) * width**0.5 / norm  # voices are width^.5 long
     records = voices / shares[:, None]

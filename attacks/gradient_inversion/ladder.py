@@ -70,7 +70,7 @@ class Ladder:
     goal: ClassVar[Goal] = "reconstruction"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict", "key"})
 
-    def __init__(self, budget: int = 900, restarts: int = 8, limit: int = 4) -> None:
+    def __init__(self, budget: int = 900, restarts: int = 16, limit: int = 4) -> None:
         if min(budget, restarts, limit) < 1:
             raise RequestError("the ladder needs budget, restarts and limit of at least 1")
         self.budget, self.restarts, self.limit = budget, restarts, limit

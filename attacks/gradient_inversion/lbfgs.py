@@ -1,7 +1,9 @@
-"""L-BFGS over many independent problems at once: every lane has its own history, step and stop, all share each evaluation.
+"""L-BFGS over many independent problems at once: every lane has its own history, step length and stop, all share each evaluation.
 
-Source: Nocedal and Wright 2006, algorithms 7.4 and 7.5, with Armijo backtracking (quadratic interpolation) and curvature pairs kept
-only where they are positive, which needs no second gradient inside the line search.
+Source: Nocedal and Wright 2006, chapter 7, with the inverse Hessian in compact form (Byrd, Nocedal and Schnabel 1994, theorem 2.2) and
+Armijo backtracking by quadratic interpolation. A lane whose trial step is good takes its next step in the very next evaluation while others
+still shorten theirs, so that one lane in trouble costs the others nothing. Curvature pairs are kept only where they are positive, which
+needs no second gradient inside the line search.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from torch import Tensor
 
 Objective = Callable[[Tensor], Tensor]  # [L, n] -> losses [L], each lane's depending on its own row only
 
-PATIENCE = 60  # evaluations within which the best lane must gain one per cent
+PATIENCE = 60  # evaluations within which some lane must gain one per cent: the best may sit in a trap while others get past it
 _ARMIJO = 1e-4
-_TRIES = 12
+_TRIES = 12  # shorter steps before a lane forgets its history, and again before it rests
 
 
 def minimise(
@@ -23,52 +25,79 @@ def minimise(
 ) -> tuple[Tensor, Tensor]:
     """Minimise from ``start`` [L, n] within ``budget`` evaluations; returns points [L, n] and losses [L].
 
-    ``stop`` is asked after each iteration whether the losses suffice. Lanes that cannot descend further stay where they are; the
-    search ends early when even the best lane gains nothing any more.
+    ``stop`` is asked after each evaluation whether the losses suffice. Lanes that cannot descend further stay where they are; the
+    search ends early when no lane gains anything any more.
     """
     x = start.clone()
     loss, slope = _evaluate(objective, x)
-    steps: list[Tensor] = []
-    changes: list[Tensor] = []
-    weights: list[Tensor] = []  # 1 / (s . y), 0 where a lane skips the pair
-    used, seen_at, seen_best = 1, 1, float(loss.min())
-    while used < budget and not (stop is not None and stop(loss)):
-        direction = -_two_loop(slope, steps, changes, weights)
-        gain = (direction * slope).sum(1)
-        uphill = gain >= 0
-        direction = torch.where(uphill[:, None], -slope, direction)
-        gain = torch.where(uphill, -slope.square().sum(1), gain)
-        first = 1.0 if steps else (1 / slope.abs().sum(1)).clamp(max=1.0)[:, None]
-        length = torch.ones_like(loss) * (first if isinstance(first, float) else first[:, 0])
-        new_x, new_loss, new_slope = x, loss, slope
-        open_ = torch.ones_like(loss, dtype=torch.bool)
-        for _ in range(_TRIES):
-            trial = torch.where(open_[:, None], x + length[:, None] * direction, new_x)
-            trial_loss, trial_slope = _evaluate(objective, trial)
-            used += 1
-            good = open_ & (trial_loss <= loss + _ARMIJO * length * gain)
-            new_x = torch.where(good[:, None], trial, new_x)
-            new_loss = torch.where(good, trial_loss, new_loss)
-            new_slope = torch.where(good[:, None], trial_slope, new_slope)
-            open_ = open_ & ~good
-            if not bool(open_.any()) or used >= budget:
-                break
-            shrink = (-gain * length / (2 * (trial_loss - loss - gain * length)).clamp_min(1e-300)).clamp(0.1, 0.5)
-            length = torch.where(open_, length * shrink.nan_to_num(0.1), length)
-        if bool(open_.all()):
-            break
-        s, y = new_x - x, new_slope - slope
-        product = (s * y).sum(1)
-        steps, changes = [*steps[-history + 1 :], s], [*changes[-history + 1 :], y]
-        usable = product > 1e-10 * s.norm(dim=1) * y.norm(dim=1)
-        weights = [*weights[-history + 1 :], torch.where(usable, 1 / product, 0.0)]
-        x, loss, slope = new_x, new_loss, new_slope
+    past = _History(x, history)
+    direction, gain, length = _first(slope)
+    tries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    resting, plain = torch.zeros_like(tries, dtype=torch.bool), torch.ones_like(tries, dtype=torch.bool)
+    used, seen_at, seen_loss = 1, 1, loss
+    while used < budget and not bool(resting.all()) and not (stop is not None and stop(loss)):
+        trial = torch.where(resting[:, None], x, x + length[:, None] * direction)
+        trial_loss, trial_slope = _evaluate(objective, trial)
+        used += 1
+        good = ~resting & (trial_loss <= loss + _ARMIJO * length * gain)
+        past.add(good, trial - x, trial_slope - slope)
+        shrink = (-gain * length / (2 * (trial_loss - loss - gain * length)).clamp_min(1e-300)).clamp(0.1, 0.5).nan_to_num(0.1)
+        length = torch.where(good, 1.0, length * shrink)
+        x, slope = torch.where(good[:, None], trial, x), torch.where(good[:, None], trial_slope, slope)
+        loss, tries = torch.where(good, trial_loss, loss), torch.where(good, 0, tries + 1)
+        onward = -past.times(slope)
+        lost = (tries >= _TRIES) | (good & ((onward * slope).sum(1) >= 0))
+        resting |= lost & plain
+        anew = lost & ~plain
+        past.forget(anew)
+        steepest, steep, short = _first(slope)
+        direction = torch.where(anew[:, None], steepest, torch.where(good[:, None], onward, direction))
+        gain = torch.where(anew, steep, torch.where(good, (onward * slope).sum(1), gain))
+        length, tries = torch.where(anew, short, length), torch.where(anew, 0, tries)
+        plain = anew | (plain & ~good)
         if used - seen_at >= PATIENCE:
-            best = float(loss.min())
-            if best > 0.99 * seen_best:
+            if bool((loss > 0.99 * seen_loss).all()):
                 break
-            seen_at, seen_best = used, best
+            seen_at, seen_loss = used, loss
     return x, loss
+
+
+class _History:
+    """Each lane's last steps s and changes of slope y [L, m, n]; an empty place holds zeros."""
+
+    def __init__(self, x: Tensor, length: int) -> None:
+        self.steps = x.new_zeros(len(x), length, x.shape[1])
+        self.changes = torch.zeros_like(self.steps)
+        self.scale = x.new_ones(len(x))
+
+    def add(self, lanes: Tensor, step: Tensor, change: Tensor) -> None:
+        product = (step * change).sum(1)
+        kept = lanes & (product > 1e-10 * step.norm(dim=1) * change.norm(dim=1))
+        self.steps = torch.where(kept[:, None, None], torch.cat([self.steps[:, 1:], step[:, None]], 1), self.steps)
+        self.changes = torch.where(kept[:, None, None], torch.cat([self.changes[:, 1:], change[:, None]], 1), self.changes)
+        self.scale = torch.where(kept, product / change.square().sum(1).clamp_min(1e-300), self.scale)
+
+    def forget(self, lanes: Tensor) -> None:
+        self.steps, self.changes = (torch.where(lanes[:, None, None], 0.0, held) for held in (self.steps, self.changes))
+        self.scale = torch.where(lanes, 1.0, self.scale)
+
+    def times(self, slope: Tensor) -> Tensor:
+        """The inverse Hessian's estimate times ``slope`` [L, n]."""
+        s, y, scale = self.steps, self.changes, self.scale[:, None, None]
+        between = s @ y.mT
+        diagonal = between.diagonal(dim1=1, dim2=2)
+        upper = between.triu() + torch.diag_embed((diagonal == 0).to(s))
+        g = slope[:, :, None]
+        u = torch.linalg.solve_triangular(upper, s @ g, upper=True)
+        inner = diagonal[:, :, None] * u + scale * (y @ (y.mT @ u)) - scale * (y @ g)
+        outer = torch.linalg.solve_triangular(upper.mT, inner, upper=False)
+        found: Tensor = scale * g + s.mT @ outer - scale * (y.mT @ u)
+        return found[:, :, 0]
+
+
+def _first(slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Steepest descent: direction [L, n], its gain [L] and a cautious length [L]."""
+    return -slope, -slope.square().sum(1), (1 / slope.abs().sum(1).clamp_min(1e-300)).clamp(max=1.0)
 
 
 def _evaluate(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,20 +106,3 @@ def _evaluate(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
     (slope,) = torch.autograd.grad(loss.sum(), point)
     finite = loss.isfinite() & slope.isfinite().all(1)
     return torch.where(finite, loss.detach(), torch.inf), torch.where(finite[:, None], slope, 0.0)
-
-
-def _two_loop(slope: Tensor, steps: list[Tensor], changes: list[Tensor], weights: list[Tensor]) -> Tensor:
-    """The inverse Hessian's estimate times ``slope`` [L, n]."""
-    q = slope
-    taken: list[Tensor] = []
-    for s, y, weight in zip(reversed(steps), reversed(changes), reversed(weights)):
-        amount = weight * (s * q).sum(1)
-        q = q - amount[:, None] * y
-        taken.append(amount)
-    scale = torch.ones_like(slope[:, 0])
-    for y, weight in zip(changes, weights):  # the newest usable pair's
-        scale = torch.where(weight > 0, 1 / (weight * y.square().sum(1)).clamp_min(1e-300), scale)
-    q = q * scale[:, None]
-    for s, y, weight, amount in zip(steps, changes, weights, reversed(taken)):
-        q = q + (amount - weight * (y * q).sum(1))[:, None] * s
-    return q

@@ -7,7 +7,7 @@ Everything here follows from names and shapes on the wire, so it holds for any a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +106,17 @@ def distance(simulated: Params, received: Params) -> Tensor:
 
 def certified(seen: Observation, target: Target, x: Tensor, y: Tensor, key: Secret | None) -> bool:
     """Whether records ``x`` [B, F] with labels ``y`` reproduce the received message; needs no truth."""
-    precision = next(tensor.dtype for tensor in target.params.values() if tensor.is_floating_point())  # counts of batches are whole numbers
-    simulated = seen.simulate(target, x.to(precision), y, key)
+    # In double precision: a second single-precision rounding would double the received message's own.
+    params = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in target.params.items()}
+    simulated = seen.simulate(replace(target, params=params), x.double(), y, key)
     return bool(distance(simulated, target.update) <= CERTIFIED)
+
+
+def least_squares(matrix: Tensor, values: Tensor) -> Tensor:
+    """The solution [n, k] of ``matrix`` [m, n] x = ``values`` [m, k] in the least squares, the same bytes each time.
+
+    ``torch.linalg.lstsq`` differs in its last bits with where its arguments lie in memory, and a search carries that far.
+    """
+    q, r = torch.linalg.qr(matrix)
+    found: Tensor = torch.linalg.solve_triangular(r, q.mT @ values, upper=True)
+    return found.nan_to_num(0.0, 0.0, 0.0)  # of a matrix whose columns depend on each other

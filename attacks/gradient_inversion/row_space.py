@@ -22,11 +22,13 @@ from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.lbfgs import minimise
-from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, unlabelled, width
+from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, least_squares, unlabelled, width
+from attacks.gradient_inversion.noted import Noted
 from attacks.gradient_inversion.regression import with_targets
 from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Skip, Target
 
-SOLVED = 1e-10  # loss of a message in single precision that was hit exactly
+SOLVED = 1e-10  # loss of a gradient in single precision that was hit exactly
+PARTS = (0.25, 0.25, 0.25, 0.25)  # of the budget, between which the worse half of the starts begins anew from the best one
 UNEXPLAINED = 0.25  # mean relative squared distance a tensor from which a search counts as failed
 Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r], first weights [L, H, r] -> messages with a lane axis
 
@@ -52,7 +54,7 @@ class RowSpace:
     goal: ClassVar[Goal] = "reconstruction"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict", "key"})
 
-    def __init__(self, budget: int = 900, restarts: int = 8, limit: int = 4) -> None:
+    def __init__(self, budget: int = 900, restarts: int = 16, limit: int = 4) -> None:
         self.budget, self.restarts, self.limit = budget, restarts, limit
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
@@ -108,6 +110,7 @@ class Problem:
             raise Skip("Adam's updates keep little but signs and leave the span of the records; use cosine_inversion")
         one_step = target.optimiser == "sgd" and target.steps == 1
         self.target = replace(target, optimiser="gradient", update=as_gradient(target)) if one_step else target
+        self.solved = max(SOLVED, 2 * _rounding(target.params, target))
         self.norm = float(public.norm(dim=1).median()) if len(public) else float(self.features) ** 0.5
         guess, _, self.case = invert(target, self.features, self.norm, public)
         self.guess = guess.double()
@@ -123,6 +126,7 @@ class Problem:
         self.weight = self.params[self.first] @ self.rows.T  # [H, r]
         self.soft = torch.nn.functional.one_hot(self.labels, self.classes).double()
         self.chain: Chain | None = None  # where the network is one
+        self.noted: Noted | None = None  # where its calls are all it is made of
         self.simulate = self._client(seen, key)
 
     @staticmethod
@@ -163,17 +167,31 @@ class Problem:
             try:
                 if candidate is not None and _close(candidate(trial, self.weight[None]), exact):
                     self.chain = chain if candidate is closed else None
+                    self.noted = self._notes(seen, key, trial, exact) if candidate is not closed and plain else None
                     return candidate
             except (RuntimeError, KeyError):  # a client that pads or turns its records refuses the reduced ones
                 continue
         return torch.func.vmap(full)
+
+    def _notes(self, seen: Observation, key: Secret | None, trial: Tensor, exact: Params) -> Noted | None:
+        """Distances without gradients, where they are the same as those of the gradients."""
+        noted = Noted(seen, {**self.params, self.first: self.weight}, self.received, self.soft, key)
+        try:
+            ours, theirs = noted.distances(trial), self._apart(exact)
+        except (RuntimeError, KeyError):
+            return None
+        return noted if torch.allclose(ours, theirs, rtol=1e-8) else None
 
     def loss(self, flat: Tensor) -> Tensor:
         """Sum over tensors of relative squared distances [L] at ``flat`` [L, B r]."""
         x = flat.view(-1, len(self.labels), len(self.rows))
         if self.chain is not None:
             return self.chain.distances(self.params, self.weight[None], x, self.soft[None], self.received)
-        message = self.simulate(x, self.weight.expand(len(x), -1, -1))
+        if self.noted is not None:
+            return self.noted.distances(x)
+        return self._apart(self.simulate(x, self.weight.expand(len(x), -1, -1)))
+
+    def _apart(self, message: Params) -> Tensor:
         parts = []
         for name, received in self.received.items():
             if name in message:
@@ -188,22 +206,20 @@ class Problem:
         flat = draw.mul(self.norm / rank**0.5).flatten(1)
         flat[0] = (self.guess.to(self.rows) @ self.rows.T).flatten()
         loss = torch.full((restarts,), torch.inf, dtype=flat.dtype, device=flat.device)
-        for part in (0.4, 0.3, 0.3):
-            flat, loss = minimise(self.loss, flat, max(int(part * budget), 1), stop=lambda losses: bool((losses < SOLVED).any()))
+        for part in PARTS:
+            flat, loss = minimise(self.loss, flat, max(int(part * budget), 1), stop=lambda losses: bool((losses < self.solved).any()))
             for quiet in self.quiet():
                 finished = torch.stack([self.finish(lane.view(batch, rank), quiet).flatten() for lane in flat])
                 polished = self.loss(finished).nan_to_num(torch.inf)
                 flat = torch.where((polished < loss)[:, None], finished, flat)
                 loss = torch.minimum(polished, loss)
             best = int(loss.argmin())
-            if loss[best] < SOLVED:
+            if loss[best] < self.solved:
                 break
-            size = flat[best].square().mean().sqrt()
-            jump = torch.logspace(-2.5, -0.5, restarts, dtype=flat.dtype, device=flat.device)[:, None]
-            fresh = flat[best] + jump * size * torch.randn(flat.shape, generator=rng).to(flat)
+            fresh = _moved(flat[best].view(batch, rank), restarts, rng).flatten(1)
             worse = (loss > loss.median()) & (torch.arange(restarts, device=flat.device) != best)
             flat = torch.where(worse[:, None], fresh, flat)
-        if loss[best] < SOLVED / 10:
+        if loss[best] < self.solved / 10:
             return flat[best].view(batch, rank), float(loss[best])
         last, left = minimise(self.loss, flat[best : best + 1], max(budget // 20, 1))
         return last[0].view(batch, rank), float(left[0])
@@ -224,9 +240,43 @@ class Problem:
             rows = (received @ inverse).abs().topk(quiet, dim=0, largest=False).indices.T  # [B, quiet]: units most likely off
             picked = received[rows]
             inverse = torch.linalg.eigh(picked.mT @ picked).eigenvectors[:, :, 0].T
-        scale = torch.linalg.lstsq(received @ inverse, self.received[self.bias][:, None]).solution[:, 0]
+        scale = least_squares(received @ inverse, self.received[self.bias][:, None])[:, 0]
         exact: Tensor = torch.linalg.pinv(inverse * scale)
         return exact
+
+
+def _moved(best: Tensor, lanes: int, rng: torch.Generator) -> Tensor:
+    """New starts [L, B, r] from the best records [B, r] so far: all of them shaken, or one drawn anew, or two in each other's place.
+
+    A trap is mostly a batch with one record wrong, or two under each other's labels, which no small step undoes.
+    """
+    batch, rank = best.shape
+    size, fresh = best.square().mean().sqrt(), best.expand(lanes, -1, -1).clone()
+    jump = torch.logspace(-2.5, -0.5, lanes, dtype=best.dtype, device=best.device)
+    for lane in range(lanes):
+        if lane % 3 == 0 or batch == 1:
+            fresh[lane] += jump[lane] * size * torch.randn(best.shape, generator=rng).to(best)
+        elif lane % 3 == 1:
+            fresh[lane, int(torch.randint(batch, (1,), generator=rng))] = size * torch.randn(rank, generator=rng).to(best)
+        else:
+            one, two = torch.randperm(batch, generator=rng)[:2].tolist()
+            fresh[lane, [one, two]] = best[[two, one]]
+    return fresh
+
+
+def _rounding(params: Params, target: Target) -> float:
+    """The loss that is left of a step hit exactly: it is the difference of two single-precision models, each with its rounding.
+
+    Each of the two is off by a uniform half of its spacing, relative to the entry about 2^-24 to 2^-23: variance 2^-47 / 12 at most, each.
+    """
+    if target.optimiser == "gradient":
+        return 0.0
+    left = 0.0
+    for name, moved in target.update.items():
+        if moved.is_floating_point() and name in params:
+            eps = torch.finfo(moved.dtype).eps
+            left += float(params[name].double().square().sum()) * eps**2 / 6 / max(float(moved.double().square().sum()), 1e-300)
+    return left
 
 
 def _close(ours: Params, exact: Params) -> bool:

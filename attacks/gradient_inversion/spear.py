@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.labels import labels_by_slope
-from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count, unlabelled
+from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count, least_squares, unlabelled
 from suites.contracts import Goal, Ground, Guess, Observation, Params, RequestError, Secret, Sees, Skip, Target
 
 CLEAN = 1e-3  # the singular value after the last record's, relative to that one, from which a message counts as noisy
@@ -117,7 +117,7 @@ def recover(target: Target, features: int, budget: int, rng: torch.Generator) ->
     if len(found) < batch:
         raise Skip(f"{used} draws of rows found {len(found)} of {batch} records' zeros: no ReLU follows, or too many records for its units")
     inverse = found[:batch].T  # Q up to a factor a column
-    scale = torch.linalg.lstsq(basis @ inverse, slope[:, None]).solution[:, 0]
+    scale = least_squares(basis @ inverse, slope[:, None])[:, 0]
     shares = (basis @ inverse) * scale  # D^T [H, B]
     records = torch.linalg.solve(inverse * scale, values[:batch, None] * right[:batch])
     return records, shares.T, layer.bias, used
