@@ -12,19 +12,23 @@ from tests.infl.hardened_tables import OURS, PLAIN, interval, standard
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_utility_stays_within_two_points_and_wrong_keys_open_nothing() -> None:
+def test_utility_costs_what_the_page_says_and_wrong_keys_open_nothing() -> None:
     table = pd.read_csv(DOCS / "hardened_utility.csv").set_index(["data", "quantity", "defense"])
     assert set(table.index.get_level_values("data")) == {"pbmc68k", "cptac", "kang"}
     for data in ("pbmc68k", "cptac", "kang"):
         cost = table.loc[(data, "accuracy: difference", f"{OURS} - {PLAIN}")]
         assert cost["seeds"] >= 5
-        assert cost["mean"] >= -0.02
         assert cost["low"] < cost["mean"] < cost["high"]
+        if data == "pbmc68k":  # two points lie inside the interval: neither kept nor broken, and the page says so
+            assert cost["low"] < -0.02 < cost["high"]
+        else:
+            assert cost["low"] >= -0.02
         wrong = table.loc[(data, "accuracy with wrong keys", OURS)]
         assert wrong["high"] <= table.loc[(data, "largest class", OURS)]["mean"]
         balanced = table.loc[(data, "balanced accuracy with wrong keys", OURS)]
         assert balanced["mean"] == pytest.approx(table.loc[(data, "one over the classes", OURS)]["mean"], abs=0.05)
         assert 0.40 <= table.loc[(data, "membership by the span, AUC", OURS)]["mean"] <= 0.60
+    assert table.loc[("pbmc68k", "accuracy: difference", f"{OURS}:spread=1.4 - {PLAIN}")]["low"] >= -0.02
     page = (DOCS / "hardened.md").read_text(encoding="utf-8")
     for data in ("pbmc68k", "cptac", "kang"):
         assert f"{table.loc[(data, 'accuracy', OURS)]['mean']:.3f}" in page
