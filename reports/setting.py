@@ -182,11 +182,7 @@ def reproduction(record: Mapping[str, Any]) -> list[tuple[Literal["code", "terms
     """Command, versions and digests, each with the kind of block that it makes."""
     suite = record.get("suite") or dict(record.get("request") or {}).get("suite") or "SUITE"
     command = str(record.get("command") or f"infl-bench run {suite} --out DIR")
-    terms = [
-        (title, str(record[key]))
-        for title, key in (("infl-bench", "infl_bench"), ("Code (hash)", "code_hash"))
-        if record.get(key)
-    ]
+    terms = [(title, str(record[key])) for title, key in (("infl-bench", "infl_bench"), ("Code (hash)", "code_hash")) if record.get(key)]
     content = dict(record.get("cohort") or {}).get("digest") or record.get("data_digest")
     terms[1:1] = [("Data (SHA-256 of the content)", str(content))] if content else []
     if versions := record.get("versions"):

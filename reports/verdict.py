@@ -20,6 +20,7 @@ from reports.stats import paired_difference
 from reports.worst import WITHOUT
 
 REFERENCE = "fedavg"  # no defense at all
+FOUND, COME_OUT = 0.1, 0.99  # relative error below, cosine above which a secret or a record counts as taken
 Said = tuple[str, list[str]]  # a title and its sentences
 
 
@@ -150,17 +151,19 @@ def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
         what = "" if metric == "relative_error" else f" ({str(metric).removeprefix('relative_error:').replace('_', ' ')})"
         values = part.groupby("seed")["value"].mean()
         if values.notna().any():
+            found = "finds" if float(values.max()) < FOUND else "does not find"
             said.append(
-                f"{words.attack(str(attack))}, seen by the {words.VIEWS.get(str(view), view)}, finds the secret-derived key "
-                f"tensors{what} with relative error "
+                f"{words.attack(str(attack))}, seen by the {words.VIEWS.get(str(view), view)}, {found} the secret-derived key "
+                f"tensors{what}: relative error "
                 f"{_small(float(values.mean()))}, at most {_small(float(values.max()))} (n = {_seeds(len(values))}, no key held)."
             )
     inputs = own[(own["goal"] == "reconstruction") & (own["metric"] == "cosine") & (own["role"] == "score") & (own["key"] == "none")]
     for (attack, view), part in inputs.groupby(["attack", "view"], sort=False):
         values = part.groupby("seed")["value"].mean().dropna()
         if len(values) and str(attack).startswith("closed_form"):
+            come = "come" if float(values.min()) > COME_OUT else "do not come"
             said.append(
-                f"Inputs come out of the first layer with no key: cosine to the true record {float(values.mean()):.5f}, at least "
+                f"Inputs {come} out of the first layer with no key: cosine to the true record {float(values.mean()):.5f}, at least "
                 f"{float(values.min()):.5f} in every seed (n = {_seeds(len(values))}, {words.attack(str(attack))}, "
                 f"{words.VIEWS.get(str(view), view)})."
             )

@@ -123,13 +123,18 @@ def run(
     return carry_out(request(suite, out=out, **changes), workers=workers, report=report, tell=tell)
 
 
+def check_workers(workers: int | None) -> None:
+    """At least one process must work."""
+    if workers is not None and workers < 1:
+        raise RequestError(f"--workers is {workers}, but at least one process must work; give 1 or more")
+
+
 def carry_out(
     asked: Request, *, workers: int | None = None, report: bool = True, tell: Callable[[Progress], None] = lambda _: None
 ) -> pd.DataFrame:
     """Compute a planned request, write its tables and draw its report."""
     store = store_of(asked.out)
-    if workers is not None and workers < 1:
-        raise RequestError(f"--workers is {workers}, but at least one process must work; give 1 or more")
+    check_workers(workers)
     threading.Thread(target=_warm, args=(report,), daemon=True).start()
     outcome = execute(asked.plan, store, workers or default_workers(asked.device), tell)
     return _finish(asked, outcome, report=report)

@@ -18,7 +18,7 @@ from suites.auditing.insertion import Inserting
 from suites.checks_draws import Draws
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, Stage, Trial, same, with_truth
-from suites.contracts import Attack, Goal, Ground, Guess, KeyHeld, Secret, Sees, Skip, Threat, View
+from suites.contracts import Attack, Goal, Ground, Guess, KeyHeld, RequestError, Secret, Sees, Skip, Threat, View
 from suites.federation import call
 from suites.observation import _PROPERTIES, Guarded, UndeclaredReadError, why_not
 from suites.randomness import stream
@@ -142,6 +142,8 @@ class Examination:
             torch.manual_seed(ambient)  # the global generator is nobody's business: another state must not move the guess
             guess = attack.run(guarded, stream("check", "attack"))
         self.reads |= guarded.reads
+        if not isinstance(guess, Guess):
+            raise RequestError(f"run returned {type(guess).__name__}, but a guess is what is scored; return suites.contracts.Guess(...)")
         return guess
 
     def _scores(self, guess: Guess, trial: Trial, truth: Any = None) -> dict[str, Measure]:

@@ -87,6 +87,7 @@ def run(
     _one_of(executor, ("local",), "executor")
     if device is not None:
         _one_of(device, ("auto", "cpu", "cuda"), "device")
+    api.check_workers(workers)
     bound = condition.parse(fail_if) if fail_if else None
     asked = api.request(
         suite,
@@ -307,7 +308,8 @@ def _listed(text: str | None) -> list[str] | None:
 
 def _one_of(word: str, allowed: tuple[str, ...], what: str) -> str:
     if word not in allowed:
-        raise RequestError(f"{what} '{word}' is not known; choose {' or '.join(allowed)}")
+        hint = did_you_mean("cuda" if word == "gpu" else word, allowed)
+        raise RequestError(f"{what} '{word}' is not known{hint}")
     return word
 
 

@@ -55,7 +55,10 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
     part = _parts(cohort, split, stream("split", split.unit, *coordinates))
     for code, (name, share) in enumerate(zip(_PARTS, split.shares)):
         if share > 0 and not (part == code).any():
-            raise RequestError(f"{cohort.name} has too few {split.unit}s for a {name} part of {share:g}; give that part a larger share")
+            raise RequestError(
+                f"{cohort.name} has too few {split.unit}s for a {name} part of {share:g}; give that part a larger share "
+                f"(`split: {{{name}: …}}` in a copy of the suite's YAML file), or 0"
+            )
     train = np.flatnonzero(part == 0)
     site, names = _sites(cohort, split, partition, train, stream("partition", partition.kind, *coordinates))
     sites = tuple(torch.from_numpy(train[site == code]) for code in range(len(names)))
@@ -122,6 +125,11 @@ def _whole(profile: NDArray[np.float64], shares: Sequence[float], rng: torch.Gen
         need = np.where(np.array(shares) > 0, due @ weight[person], -np.inf)
         out[person] = chosen = int(np.argmax(need))
         due[chosen] -= bring[person]
+    for part in np.flatnonzero(np.array(shares) > 0):  # a share of less than a person is still a part: it is given the smallest one
+        counts = np.bincount(out, minlength=len(shares))
+        if counts[part] == 0 and counts.max() > 1:
+            spare = np.flatnonzero(out == counts.argmax())
+            out[spare[np.argmin(bring[spare, -1])]] = part
     return out
 
 

@@ -8,6 +8,7 @@ from suites.auditing.bound import Bound, two_sides
 from suites.auditing.epsilons import epsilons
 from suites.auditing.one_run import one_run, one_run_f_dp
 from suites.auditing.thresholds import clopper_pearson
+from suites.errors import RequestError
 from suites.scoring_measure import NAN, Measure
 
 NAMES = {"bound": "epsilon_lower", "assumption": "epsilon_assumed", "estimate": "epsilon_estimate"}
@@ -24,6 +25,8 @@ def epsilon_measures(
     sentence: str = "",
 ) -> list[Measure]:
     """``epsilon_lower`` (the largest of the bounds, at one error for all) and every single statement; with ``claimed``, claim and flag."""
+    if claimed is not None and not claimed >= 0:
+        raise RequestError(f"the claimed ε is {claimed:g}, but an ε is at least 0; give the one that is promised")
     inside, outside = two_sides(scores_in, scores_out)
     count = len(inside) + len(outside)
     best = best_bound(inside, outside, delta=delta, confidence=confidence, independent_inclusion=independent_inclusion)

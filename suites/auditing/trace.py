@@ -42,12 +42,15 @@ class Trace:
         Records [m, F] of nobody's, from which span membership learns what all records have in common.
     """
 
-    model: nn.Module
-    X: ArrayLike
-    y: ArrayLike
-    member: ArrayLike
-    public: ArrayLike | None = None
-    rounds: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = field(default_factory=list)
+    model: nn.Module = field(repr=False)
+    X: ArrayLike = field(repr=False)  # records are nobody's to print
+    y: ArrayLike = field(repr=False)
+    member: ArrayLike = field(repr=False)
+    public: ArrayLike | None = field(default=None, repr=False)
+    rounds: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        _records(self)  # before a training is spent on records that do not fit
 
     @contextmanager
     def round(self) -> Iterator[None]:
@@ -136,8 +139,15 @@ def _checked(trace: Trace) -> tuple[Tensor, Tensor, np.ndarray]:
             raise RequestError(
                 f"round {index} names other tensors than the model's state_dict; give (parameters before, update) by its names"
             )
+    return _records(trace)
+
+
+def _records(trace: Trace) -> tuple[Tensor, Tensor, np.ndarray]:
     x, y = np.asarray(trace.X, dtype=np.float32), np.asarray(trace.y).reshape(-1)
-    member = np.asarray(trace.member).reshape(-1).astype(bool)
+    marks = np.asarray(trace.member).reshape(-1)
+    if not np.isin(marks, (0, 1)).all():
+        raise RequestError("member must say True or False (or 1 or 0) for each record, not which records were trained on")
+    member = marks.astype(bool)
     if x.ndim != 2 or not len(x) == len(y) == len(member):
         raise RequestError(f"X {x.shape}, y {y.shape} and member {member.shape} must be [n, F], [n] and [n] of the same records")
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:

@@ -18,6 +18,7 @@ from tables_fixture import curves, record, results
 
 from reports import compare, drawing, gallery, page, render, schema, setting, words
 from reports.schema import SchemaError
+from reports.setting import reproduction
 from reports.standing import standings
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "stop", "circle", "rect"}
@@ -344,9 +345,7 @@ def test_reports_import_nothing_of_the_other_packages() -> None:
 
 
 def test_the_digest_under_reproduction_is_the_contents_own() -> None:
-    from reports.setting import reproduction
-
-    def shown(record: dict) -> dict:
+    def shown(record: dict[str, object]) -> dict[str, str]:
         return dict(next(found for kind, found in reproduction(record) if kind == "terms"))
 
     assert shown({"cohort": {"digest": "a6cc08"}, "data_digest": "named pbmc68k"})["Data (SHA-256 of the content)"] == "a6cc08"

@@ -183,6 +183,15 @@ def test_infl_as_published_is_told_in_numbers(table: pd.DataFrame) -> None:
     assert verdict.key_findings(table, "infl:published+secure_aggregation")[0].startswith("A wrong key")
 
 
+def test_a_key_that_is_not_found_and_inputs_that_stay_hidden_are_told_so(table: pd.DataFrame) -> None:
+    held = table.copy()
+    held.loc[held["metric"].str.startswith("relative_error"), "value"] = 1.3
+    held.loc[held["metric"] == "cosine", "value"] = 0.04
+    found = "\n".join(verdict.key_findings(held, "infl:published"))
+    assert "does not find the secret-derived key tensors" in found
+    assert "Inputs do not come out of the first layer with no key: cosine to the true record 0.04000" in found
+
+
 def test_wrong_key_difference_is_that_of_the_twenty_keys_paired_by_seed(table: pd.DataFrame) -> None:
     own = table[table["defense"] == "infl:published"]
     found = verdict.wrong_key(own)

@@ -60,7 +60,7 @@ def suite(tmp_path: Path) -> Path:
         (["run", "quickstart", "--data", "nowhere.h5ad"], ["no data file nowhere.h5ad"]),
         (["run", "quickstart", "--seeds", "0"], ["seeds"]),
         (["run", "quickstart", "--seeds", "many"], ["'--seeds'"]),
-        (["run", "quickstart", "--device", "gpu"], ["device 'gpu'"]),
+        (["run", "quickstart", "--device", "gpu"], ["device 'gpu'", "did you mean 'cuda'"]),
         (["run", "quickstart", "--executor", "slurm"], ["executor 'slurm'"]),
         (["run", "quickstart", "--fail-if", "leakage"], ["cannot read 'leakage'"]),
         (["run", "quickstart", "--sedes", "3"], ["--sedes"]),

@@ -172,6 +172,13 @@ def test_too_few_persons_for_four_parts() -> None:
         split(cohort(40, people=3), SplitSpec(unit="person"), PartitionSpec(sites=1), 0)
 
 
+def test_eight_persons_give_one_to_a_small_part() -> None:
+    found = split(
+        cohort(400, people=8), SplitSpec(unit="person", train=0.5, validation=0.05, test=0.25, auxiliary=0.2), PartitionSpec(sites=2), 0
+    )
+    assert min(len(found.validation), len(found.test), len(found.auxiliary), *map(len, found.sites)) > 0
+
+
 def test_a_site_of_the_column_with_one_training_record_is_refused() -> None:
     whole = cohort(60)
     site = np.zeros(60, dtype=np.int64)

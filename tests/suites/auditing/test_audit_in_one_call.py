@@ -339,6 +339,25 @@ def test_a_trace_that_does_not_fit_is_refused(change: dict, says: str) -> None:
         audit_trace(trace)
 
 
+def test_a_trace_is_checked_before_a_training_is_spent_on_it_and_prints_no_record() -> None:
+    x, y, member = records(80)
+    for given, says in (
+        ((x, y[:40], member), "same records"),
+        ((x, y, np.flatnonzero(member)), "True or False"),
+        ((x, y, np.ones(80, dtype=bool)), "non-members"),
+        ((x, y.astype(float), member), "class numbers"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            Trace(net(), *given)
+    assert repr(Trace(net(), x, y, member)) == "Trace()"
+
+
+@pytest.mark.parametrize("claimed", [-1.0, float("nan")])
+def test_an_epsilon_below_zero_is_no_claim(claimed: float) -> None:
+    with pytest.raises(RequestError, match="at least 0"):
+        audit_scores(np.arange(50.0), np.arange(50.0), claimed=claimed)
+
+
 # ---- what the README shows, straight out of it
 
 SECTION = (Path(__file__).parents[3] / "README.md").read_text().split("### Audit a model of your own")[1].split("\n### ")[0]
