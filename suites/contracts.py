@@ -345,7 +345,8 @@ class Ground:
 
     Without one it is plain FedAvg with gradients of single records; for a key attack, ``infl:published``. ``defense`` names another stack,
     ``flaws`` the protocol's deliberate faults, ``batch`` the records behind each message, ``tails`` records whose values are far from
-    normal (cubes of normal ones, as omics has few high and many low). ``keys`` > 0: the federation's key is among the first so many that a two-byte seed gives, so that a search of all ends within a check.
+    normal (cubes of normal ones, as omics has few high and many low). ``keys`` > 0: the federation's key is among the first so
+    many that a two-byte seed gives, so that a search of all ends within a check.
     """
 
     defense: str = ""
