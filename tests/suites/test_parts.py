@@ -52,7 +52,8 @@ def test_a_part_is_the_suite_but_for_what_it_says() -> None:
         ("partition: {kind: column}", "partion: {kind: column}", ["unknown key 'partion'", "did you mean 'partition'"]),
         ("    attacks: [loss_threshold, closed_form]", "    seeds: 7", ["'seeds'", "beside parts"]),
         (
-            "  - task: perturbation:hidden=8\n    data: {name: synthetic_perturbation, params: {features: 10, perturbed: 4, doubles: 2, cells: 6}}",
+            "  - task: perturbation:hidden=8\n"
+            "    data: {name: synthetic_perturbation, params: {features: 10, perturbed: 4, doubles: 2, cells: 6}}",
             "  - task: classification:dropout=0.5\n    data: {name: synthetic}",
             ["two parts", "classification on synthetic"],
         ),
