@@ -30,11 +30,14 @@ def with_targets(seen: Observation, target: Target, x: Tensor, key: Secret | Non
     gradient = as_gradient(target)
     weight, bias = output_layer(gradient, layout.target)
     own = key if key is not None else key_to_use(seen)
-    outputs = seen.predict(target.params, x, own)[..., : layout.target]
+    # A key's buffers are single precision, and so is what the model says under it.
+    params = target.params if own is None else {n: t.float() if t.is_floating_point() else t for n, t in target.params.items()}
+    read = x if own is None else x.float()
+    outputs = seen.predict(params, read, own)[..., : layout.target].to(x)
     if target.batch == 1:
         slopes = gradient[bias]
     else:
-        inside = _inputs(seen, target.params, weight, bias, x, own)  # [B, H]
+        inside = _inputs(seen, params, weight, bias, read, own).to(x)  # [B, H]
         gram = inside @ inside.mT
         gram = gram + (_RIDGE * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + 1e-30)[..., None, None] * torch.eye(x.shape[-2]).to(gram)
         slopes = torch.linalg.solve(gram, inside @ gradient[weight].to(inside).mT)  # [B, T]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attacks.gradient_inversion.closed_form import invert
-from attacks.gradient_inversion.message import as_gradient, known_count, output_bias
+from attacks.gradient_inversion.message import as_gradient, known_count, output_bias, unlabelled
 from attacks.gradient_inversion.row_space import Problem
 from suites.contracts import Observation, Params, Secret, Skip, Target
 
@@ -64,6 +64,10 @@ def mixed_records(seen: Observation, targets: Sequence[Target], rng: torch.Gener
             found, solved = raw.double(), case in ("plain", "keyed rows")
             own = torch.tensor([one_label(target, classes)])
         else:
+            if unlabelled(seen.known):
+                raise Skip(
+                    "records of this task are more than what the first layer reads, and a mixed batch of them is not taken apart here"
+                )
             problem = Problem(_InModelUnits(seen), target, None)
             inside, loss = problem.solve(budget, restarts, rng)
             solved = loss < _EXPLAINED * len(problem.received)

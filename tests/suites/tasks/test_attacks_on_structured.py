@@ -108,6 +108,15 @@ def test_a_batch_is_found_in_its_row_space(task: str, tmp_path: Path) -> None:
     assert found["r2"]["value"] > 0.99
 
 
+def test_a_keyed_batch_is_searched_without_the_key(tmp_path: Path) -> None:
+    """Keys are single precision and the search is double: they meet."""
+    probes = [{"gradients": 1, "batch": 1, "round": 0}]
+    given = spec("perturbation", "infl:published:strength=1", probes=probes)
+    found = run(tmp_path, given, "row_space:limit=1:budget=20:restarts=1", "row_space_of_sum:limit=1:budget=5:restarts=1", "norms_of_sum")
+    assert all("r2" in found[name] for name in found if name.startswith("row_space"))
+    assert found["norms_of_sum"][""]["status"] == "skipped"
+
+
 def test_what_cannot_apply_is_skipped_with_its_reason(tmp_path: Path) -> None:
     found = run(tmp_path, spec("integration"), "row_space", "modified_entropy")
     assert {name: rows[""]["status"] for name, rows in found.items()} == {"row_space": "skipped", "modified_entropy": "skipped"}
