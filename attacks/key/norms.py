@@ -58,7 +58,8 @@ class NormsOfSum(Norms):
 def match_lengths(length: Tensor, among: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """For lengths [K] a candidate [K] each, nobody twice, and the relative gap [K]; under the better of scale 1 and the median ratio."""
     best, gap = torch.zeros(len(length), dtype=torch.int64), torch.full_like(length, torch.inf)
-    for ratio in (1.0, float(length.median() / among.median().clamp_min(1e-300))):
+    scale = float(length.median() / among.median().clamp_min(1e-300))  # 0 where most messages gave nothing but noise
+    for ratio in (1.0, scale) if scale > 0 else (1.0,):
         off = (length[:, None] / ratio / among[None].clamp_min(1e-300) - 1).abs()
         cost = off.clamp_max(1.0).square().masked_fill(~allowed, 1e3)
         rows = linear_sum_assignment(cost.numpy())[1] if len(length) <= len(among) else cost.argmin(1).numpy()
