@@ -298,7 +298,8 @@ def _misuse(error: Any) -> str:
     command = " ".join(["infl-bench", *words])
     if type(error).__name__ == "MissingParameter" and parameter is not None:
         what = f", {parameter.help.rstrip('.')[0].lower()}{parameter.help.rstrip('.')[1:]}" if getattr(parameter, "help", None) else ""
-        return f"`{command}` needs {str(parameter.name).upper()}{what}; see `{command} --help`"
+        name = parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.name).upper()
+        return f"`{command}` needs {name}{what}; see `{command} --help`"
     return f"{error.format_message().rstrip('.')}; see `{command} --help`"
 
 
