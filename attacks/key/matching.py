@@ -135,7 +135,8 @@ def regress(gram: Tensor, among: Tensor, assigned: Tensor) -> Regression:
         inner, outer = among[known][:, known], gram[seeds][:, seeds]
         eye = torch.eye(len(seeds), dtype=torch.float64)
         recipe = torch.linalg.solve(inner + _RIDGE * inner.diagonal().mean() * eye, among[known])  # [m, n]
-        root = torch.linalg.cholesky(outer + _RIDGE * outer.diagonal().mean() * eye)
+        level = outer.diagonal().mean().clamp_min(_RIDGE)  # under noise a message may give records of length zero
+        root = torch.linalg.cholesky(outer + _RIDGE * level * eye)
         seen = torch.linalg.solve_triangular(root, gram[seeds][:, rows], upper=False)  # [m, rows]
         predicted = torch.linalg.solve_triangular(root, outer @ recipe, upper=False)  # [m, n]
         error[rows] = torch.cdist(seen.T, predicted.T).square()
@@ -143,7 +144,7 @@ def regress(gram: Tensor, among: Tensor, assigned: Tensor) -> Regression:
             _RIDGE * among.diagonal()
         )
         rest[rows] = (ratio * left)[None]
-        outside = (gram.diagonal()[rows] - seen.square().sum(0)).clamp_min(_RIDGE * gram.diagonal()[rows])
+        outside = (gram.diagonal()[rows] - seen.square().sum(0)).clamp_min(_RIDGE * gram.diagonal()[rows].clamp_min(_RIDGE))
         length[rows] = outside.log()[:, None] - (ratio * left).log()[None]
         pairs[rows] = len(seeds)
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from attacks.key.matching import search
 from attacks.key.norms import match_lengths
 
 
@@ -11,3 +12,13 @@ def test_records_without_a_length_are_placed_all_the_same() -> None:
     assert len(set(placed.tolist())) == 3
     assert placed[2] == 2
     assert bool(gap.isfinite().all())
+
+
+def test_records_of_length_zero_end_no_search() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(12, 6, generator=draw)
+    z = torch.zeros(6, 6)
+    for held in (z, torch.cat([x[:3] @ torch.linalg.qr(torch.randn(6, 6, generator=draw))[0], z[:3]])):
+        found, margins = search(held, x, torch.ones(6, 12, dtype=torch.bool), draw, starts=2, depth=4, tries=3)
+        assert found.shape == margins.shape == (6,)
+        assert margins.isfinite().all()
