@@ -3,7 +3,7 @@
 Two settings, which must not be confused. Alone, every site adds all the noise that its own message needs, so the server need not be
 trusted: local differential privacy, under replacing a site's records by any others. With ``shared=true`` the sites only add a share each,
 and the claim is about their sum under adding or removing a site: it holds behind secure aggregation only. The other sites know their
-own shares, so the noise is sized for the sites minus ``colluders``.
+own shares, so the noise is sized for the sites of one round minus ``colluders``.
 
 Every site takes part with weight 1: with weights n_k the sensitivity of the mean would be the largest weight, and n_k would be sent in the
 clear.
@@ -76,11 +76,12 @@ class DPFedAvg(Defense):
                     f"dp_fedavg with shared=true sizes its noise without {self.colluders} sites, and {federation.vanishing} vanish in "
                     f"every round and take theirs along; give colluders={federation.vanishing} or more"
                 )
-            planned._shares = len(shape.site_sizes) - self.colluders
+            together = max(1, round(federation.participation * len(shape.site_sizes)))  # only who takes part in a round adds its share
+            planned._shares = together - self.colluders
             if planned._shares < 1:
                 raise RequestError(
-                    f"dp_fedavg with shared=true has {len(shape.site_sizes)} sites and {self.colluders} colluders, so nobody's noise is "
-                    "left to hide behind; give fewer colluders or leave shared out"
+                    f"dp_fedavg with shared=true has {together} sites in a round and {self.colluders} colluders, so nobody's noise is "
+                    "left to hide behind; give fewer colluders, have more sites take part, or leave shared out"
                 )
         if self.noise_multiplier is None:
             assert self.epsilon is not None

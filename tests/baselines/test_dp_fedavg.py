@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from baselines.dp_fedavg import DPFedAvg
+from baselines.ppml_omics import Corrected
 from baselines.secure_aggregation import SecureAggregation
 from suites import accounting
 from suites.contracts import Federation, Local, RequestError, Shape
@@ -81,6 +82,22 @@ def test_shared_noise_needs_a_channel() -> None:
 def test_shared_noise_needs_honest_sites() -> None:
     with pytest.raises(RequestError, match="nobody's noise"):
         DPFedAvg(shared=True, colluders=5).plan(FEDERATION, SHAPE)
+
+
+@pytest.mark.parametrize("make", [DPFedAvg, Corrected])
+def test_shared_noise_is_sized_for_those_who_take_part_in_a_round(make: type[DPFedAvg | Corrected]) -> None:
+    shape, two_of_five = Shape((50,) * 5, 50, 4), Federation(rounds=20, participation=0.4)
+    planned = make(epsilon=20, shared=True, colluders=0).plan(two_of_five, shape)
+    assert planned.noise_multiplier is not None
+    zero = {"weight": torch.zeros(200, 200)}
+    total = sum(planned.encode(zero, torch.Generator().manual_seed(i))["weight"] for i in range(2))
+    assert isinstance(total, torch.Tensor)
+    assert float(total.std()) == pytest.approx(planned.noise_multiplier, rel=0.02)  # clip is 1
+    claim = planned.claim(two_of_five, shape)
+    assert claim is not None
+    assert claim.shares == 2
+    with pytest.raises(RequestError, match="2 sites in a round and 2 colluders"):
+        make(epsilon=20, shared=True, colluders=2).plan(two_of_five, shape)
 
 
 def test_counters_are_refused() -> None:
