@@ -149,12 +149,13 @@ class SecureAggregation(Defense):
 
     def claim(self, federation: Federation, shape: Shape) -> Claim:
         """No formal privacy of records is promised; the sentence says what is hidden."""
-        public = self.sum.rules(len(shape.site_sizes))
+        public = self.sum.rules(max(1, round(federation.participation * len(shape.site_sizes))))
+        part = " that take part in a round" if public.sites < len(shape.site_sizes) else ""
         lying = "also if it lies" if public.active else "if it does not lie"
         return Claim(
             kind="none",
             unit="site",
             server_sees="the exact sum over the surviving sites",
-            sentence=f"The server learns the weighted sum of at least {public.least} of {public.sites} sites and no single site's update "
-            f"or record count, {lying}, with up to {public.colluders} colluding sites; what the sum itself tells is not hidden.",
+            sentence=f"The server learns the weighted sum of at least {public.least} of {public.sites} sites{part} and no single site's "
+            f"update or record count, {lying}, with up to {public.colluders} colluding sites; what the sum itself tells is not hidden.",
         )

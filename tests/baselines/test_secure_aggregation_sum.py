@@ -19,6 +19,7 @@ from baselines.cohort_graph import neighbours, rules
 from baselines.fixed_point import quantise, scale
 from baselines.masking import fingerprint
 from baselines.secure_aggregation import STAGES, MaskedSum, SecureAggregation
+from baselines.skellam import Skellam
 from baselines.transcript import load, save, total
 from suites.contracts import Federation, RequestError, Shape
 from suites.randomness import keys
@@ -239,6 +240,16 @@ def test_the_fingerprint_tells_names_shapes_and_values_apart() -> None:
 def test_the_claim_promises_no_privacy_of_records() -> None:
     claim = SecureAggregation().claim(Federation(), Shape((70,) * 5, 10, 3))
     assert (claim.kind, claim.epsilon) == ("none", None)
-    assert "at least 4 of 5 sites" in claim.sentence
+    assert "at least 4 of 5 sites and" in claim.sentence
     assert "also if it lies" in claim.sentence
     assert "if it does not lie" in SecureAggregation(threshold=3).claim(Federation(), Shape((70,) * 5, 10, 3)).sentence
+
+
+@pytest.mark.parametrize("make", [SecureAggregation, Skellam])
+def test_the_sentence_counts_who_takes_part_in_a_round(make: type[SecureAggregation]) -> None:
+    partly = Federation(participation=0.4)
+    quiet = {"noise_multiplier": 0} if make is Skellam else {}
+    claim = make(**quiet).claim(partly, Shape((70,) * 10, 10, 3))
+    assert "at least 3 of 4 sites that take part in a round" in claim.sentence
+    with pytest.raises(RequestError, match="at least 2 sites and got 1"):
+        make(**quiet).claim(Federation(participation=0.1), Shape((70,) * 10, 10, 3))
