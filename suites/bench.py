@@ -79,13 +79,19 @@ class Bench:
         return insert(prepared, attack, stream(*self.where, "canaries", name), stream(*self.where, "inclusion", name))
 
     def _persons(self, stack: Stack, sizes: Sequence[int]) -> tuple[int, ...] | None:
-        """How many persons gave each site's records; refused where they are the unit of a claim and one is at two sites."""
+        """How many persons gave each site's records; refused where they are what is clipped and one is in two parts or at two sites."""
+        by_person = stack.clip is not None and stack.clip.unit == "person"
+        if by_person and self.spec["split"].get("unit") != "person":
+            raise RequestError(
+                "protecting persons (unit=person) covers what is trained on, and with split.unit record a person's other records are "
+                "public as auxiliary and test records; split by person (split: {unit: person})"
+            )
         person = self.prepared.person
         if person is None:
             return None
         sites = [torch.unique(person[site]) for site in self.prepared.sites]
         together = len(torch.unique(torch.cat(sites)))
-        if stack.clip is not None and stack.clip.unit == "person" and sum(len(site) for site in sites) > together:
+        if by_person and sum(len(site) for site in sites) > together:
             raise RequestError(
                 "protecting persons (unit=person) rests on each being at one site, and here some have records at several, whose losses add "
                 "up; split by person (split: {unit: person}), or make the sites by a column that keeps persons whole"

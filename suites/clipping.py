@@ -26,6 +26,7 @@ from suites.per_record import Batch, EachRecord, Loss, pick
 from suites.stacked import places
 
 _CHECKED_RECORDS = 4
+_ROUNDING = 1e-13  # of double precision, in an inner product, beside the product of the lengths
 
 
 @dataclass(slots=True)
@@ -137,12 +138,19 @@ class ClippedSum:
                 squared += [j.squared_norms(behind[name]).view(lead) for name, j in jacobians.items()]
                 norms = torch.stack(squared).sum(0).sqrt()
             else:  # |sum of a group's gradients|² is the sum of their inner products
-                owner = batch.group.reshape(lead)
+                # Records of a group may cancel, which leaves single precision nothing of a sum that is short beside its terms.
+                groups = [replace(g, a=None if g.a is None else g.a.double(), d=g.d.double()) for g in groups]
+                jacobians = {name: Jacobian({own: rows.double() for own, rows in j.rows.items()}) for name, j in jacobians.items()}
+                behind = {name: v.double() for name, v in behind.items()}
+                owner, weight = batch.group.reshape(lead), weight.double()
                 products = [*(group.products() for group in groups)]
                 products += [j.products(behind[name]).view(*lead, records) for name, j in jacobians.items()]
                 together = (owner.unsqueeze(-1) == owner.unsqueeze(-2)) * weight.unsqueeze(-2)
-                with_own = (torch.stack(products).sum(0) * together).sum(-1)  # each record's with the sum of its group
-                norms = (together @ with_own.unsqueeze(-1)).squeeze(-1).clamp_min(0).sqrt()
+                inner = torch.stack(products).sum(0)
+                with_own = (inner * together).sum(-1)  # each record's with the sum of its group
+                lengths = (together @ inner.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().unsqueeze(-1)).squeeze(-1)
+                squared_sum = (together @ with_own.unsqueeze(-1)).squeeze(-1).clamp_min(0)
+                norms = (squared_sum + _ROUNDING * lengths.square()).sqrt()  # never below the true norm
             scale = (weight * (batch.norm / norms).clamp(max=1)).unsqueeze(-1)
             total: Params = {}
             for group in groups:
@@ -151,8 +159,8 @@ class ClippedSum:
                 total |= jacobian.sums((each[name] * scale).sum(-2).view(lanes, -1))
             unused = (name for name in self._shapes if name not in total)
             total |= {name: torch.zeros_like(fixed[name]) for name in unused}
-        sums = {name: total[name].view(lanes, *shape) for name, shape in self._shapes.items()}
-        return sums, (norms * (weight != 0)).view(lanes, records)
+        sums = {name: total[name].view(lanes, *shape).to(fixed[name].dtype) for name, shape in self._shapes.items()}
+        return sums, (norms * (weight != 0)).view(lanes, records).to(batch.x.dtype)
 
     def _tapped(self, tensors: Params, x: Tensor) -> tuple[Tensor, _Run, Params]:
         """One lane: each place's own output is what the losses are differentiated by."""

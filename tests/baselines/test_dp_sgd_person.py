@@ -14,11 +14,14 @@ from baselines.dp_sgd import DPSGD
 from infl.embed import embed
 from suites import accounting
 from suites.clipping import ClippedSum
+from suites.config import load
 from suites.contracts import Claim, Federation, Local, Params, RequestError, Shape
 from suites.federation import Assignment, Pool, train
 from suites.lanes import Lane, Trainer, schedule
 from suites.per_record import Batch, EachRecord
+from suites.plan import plan
 from suites.randomness import stream
+from suites.rehearsal import rehearse
 from suites.stack import Stack
 from suites.tasks.classification import Classification
 
@@ -115,6 +118,53 @@ def test_one_person_moves_the_sum_by_at_most_the_norm_however_many_records() -> 
     assert float(torch.cat([(alone[n] - less[n]).flatten() for n in alone]).norm()) > 0.06  # clipped by record, it moves by more
 
 
+class Along(nn.Module):
+    """Outputs w · x, so that the gradient of minus the output is minus the record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(FEATURES, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w(x)
+        return out
+
+
+@pytest.mark.parametrize("path", ["one pass", "each record"])
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4, 1e5])
+def test_opposing_records_of_a_person_do_not_pass_the_bound(size: float, lanes: int, path: str) -> None:
+    def loss(outputs: Tensor, y: Tensor) -> Tensor:
+        return -outputs.sum(-1)
+
+    module = Along()
+    params = {name: torch.stack([t.detach()] * lanes) for name, t in module.state_dict().items()}
+    worst, clipped = 0.0, ClippedSum(module, loss)
+    plain = torch.randn(lanes, 4, FEATURES, generator=stream("persons", "plain"))  # the first batch chooses the path
+    clipped(params, {}, plain, torch.zeros(lanes, 4), torch.ones(lanes, 4), 1.0, torch.arange(4).repeat(lanes, 1))
+    for seed in range(20):
+        rng = stream("persons", "opposing", seed)
+        one = torch.nn.functional.normalize(torch.randn(FEATURES, generator=rng), dim=0) * size
+        other = -one + torch.randn(FEATURES, generator=rng) * (0.1 if seed % 2 else 10.0)
+        x = torch.stack([torch.stack([one, other])] * lanes)
+        b = Batch(params, {}, x, torch.zeros(lanes, 2, dtype=torch.int64), torch.ones(lanes, 2), 1.0, torch.zeros(lanes, 2))
+        if path == "one pass":
+            sums, norms = clipped(b.params, b.private, b.x, b.y, b.weight, b.norm, b.group)
+            assert clipped.ghost
+        else:
+            sums, norms = EachRecord(module, loss)(b)
+        exact = (one.double() + other.double()).norm()
+        for lane in range(lanes):
+            length = float(sums["w.weight"][lane].double().norm())
+            worst = max(worst, length)
+            if path == "one pass":
+                assert length == pytest.approx(min(1.0, float(exact)), rel=1e-2, abs=2e-7 * size)
+                assert float(norms[lane, 0]) == pytest.approx(float(exact), rel=1e-2, abs=2e-7 * size)
+            assert sums["w.weight"].dtype == norms.dtype == torch.float32
+    assert worst <= 1 + 1e-5
+    assert worst > 0.99  # the bound is met
+
+
 def persons_pool() -> tuple[Pool, tuple[Tensor, ...]]:
     person = torch.arange(240) // 3
     pool = Pool(
@@ -194,7 +244,7 @@ SUITE = """suite: persons
 task: classification
 data: {{path: {path}, label: kind, person: donor, transform: none}}
 split: {{unit: {unit}, train: 0.6, validation: 0.0, test: 0.2, auxiliary: 0.2}}
-partition: {{kind: iid, sites: 2}}
+partition: {partition}
 federation: {{rounds: 2, local: {{epochs: 1, batch: 10}}}}
 seeds: 1
 defenses: ["dp_sgd:epsilon=50:unit=person"]
@@ -202,8 +252,11 @@ attacks: [loss_threshold]
 """
 
 
-@pytest.mark.parametrize("unit", ["person", "record"])
-def test_a_suite_declares_the_person_column_and_runs(unit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "column", "refused"),
+    [("person", "", ""), ("record", "hospital", "other records are public"), ("person", "clinic", "at several")],
+)
+def test_a_suite_declares_the_person_column_and_runs(unit: str, column: str, refused: str, tmp_path: Path) -> None:
     import anndata
     import numpy as np
     import pandas as pd
@@ -212,14 +265,22 @@ def test_a_suite_declares_the_person_column_and_runs(unit: str, tmp_path: Path) 
 
     rng = np.random.default_rng(1)
     obs = pd.DataFrame(
-        {"kind": np.where(np.arange(240) % 2, "b", "a"), "donor": [f"d{i // 3}" for i in range(240)]}, index=[f"c{i}" for i in range(240)]
+        {
+            "kind": np.where(np.arange(240) % 2, "b", "a"),
+            "donor": [f"d{i // 3}" for i in range(240)],
+            "hospital": [f"h{i // 3 % 2}" for i in range(240)],  # keeps donors whole
+            "clinic": [f"h{i % 2}" for i in range(240)],  # does not
+        },
+        index=[f"c{i}" for i in range(240)],
     )
     anndata.AnnData(rng.normal(size=(240, 8)).astype("float32"), obs=obs).write_h5ad(tmp_path / "cells.h5ad")
     suite = tmp_path / "persons.yaml"
-    suite.write_text(SUITE.format(path=tmp_path / "cells.h5ad", unit=unit))
-    if unit == "record":  # then a donor's cells lie at both sites
-        with pytest.raises(RequestError, match="at several"):
-            run(str(suite), out=tmp_path / "out", workers=1)
+    partition = "{kind: column}" if column else "{kind: iid, sites: 2}"
+    settings = SUITE.format(path=tmp_path / "cells.h5ad", unit=unit, partition=partition)
+    suite.write_text(settings.replace("person: donor,", f"person: donor, site: {column}," if column else "person: donor,"))
+    if refused:  # in the dry run already
+        with pytest.raises(RequestError, match=refused):
+            rehearse(plan(load(str(suite))[0], "cpu"))
         return
     table = run(str(suite), out=tmp_path / "out", workers=1)
     assert set(table["status"]) == {"ok"}
