@@ -14,7 +14,8 @@ _COLUMNS: Final = ("unit", "relation", "sampler", "steps", "noise_multiplier", "
 _RELATIONS: Final = {"add_remove": "added or removed", "replace_one": "replaced"}
 CAPTION: Final = (
     "Receipts: what every training under an ε really drew. Batches and noise are counted as the defense runs, from outside it; the "
-    "accountants share no code, and are asked about the steps counted and the noise drawn. A receipt is refused where claim and run part."
+    "accountants share no code, and are asked about the steps counted and the noise claimed, or the noise drawn where its interval (which "
+    "misses once in a million) lies below the claim. A receipt is refused where claim and run part."
 )
 
 

@@ -423,7 +423,7 @@ class _Run:
     ) -> Delivery:
         """Encode, send and combine the sites' updates; ``lost`` ones vanish on the way."""
         if self.stack.encodes:
-            updates = [self._encoded(r, site, update, kind) for site, update in zip(participants, updates)]
+            updates = [self._encoded(r, index, site, update, kind) for site, update in zip(participants, updates)]
         if self.stack.channel is not None:
             source = keys(*self.assignments[r].defense_coordinates, "channel")
             context = digest(*self.assignments[r].defense_coordinates, kind.hex())
@@ -444,11 +444,11 @@ class _Run:
         counts = [None if self.equal_weights else len(self.assignments[r].sites[site]) for site in participants]
         return tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
 
-    def _encoded(self, r: int, site: int, update: Params, kind: bytes) -> Params:
+    def _encoded(self, r: int, index: int, site: int, update: Params, kind: bytes) -> Params:
         """A site's update as it is sent; a probe moves neither what the site keeps nor its noise."""
         if kind == b"round":
             noise = self.lanes[r][site].noise
-            saw = self.witness.encoding(noise) if self.witness is not None and r == 0 else None
+            saw = self.witness.encoding(noise, index) if self.witness is not None and r == 0 else None
             sent, self.kept[r, site] = self.stack.encode_kept(update, self.kept.get((r, site), {}), noise, saw)
             return sent
         own = stream(*self.assignments[r].defense_coordinates, "encode", kind.hex(), site)

@@ -7,6 +7,7 @@ records of zero weight; a lane that has done its steps is copied out, so that an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -290,9 +291,37 @@ class Trainer:
             own = {n: g[i] for n, g in sums.items()}
             noisy.append(self.defense.noise(own, lane.noise))
             if self.witness is not None and self._live[i]:
-                self.witness.stepped(lane.noise, batches[i], own, noisy[i], norm)
+                self.witness.stepped(lane.noise, batches[i], own, noisy[i])
+                step = [{n: t[i : i + 1] for n, t in part.items()} for part in (params, secrets, masks)]
+                self._alone(lane, batches[i], own, step, x[i : i + 1], y[i : i + 1], None if group is None else group[i : i + 1])
         sizes = torch.tensor(expected, dtype=x.dtype, device=self.device)
         for name in self.trained:
             rows = torch.stack([lane_sum[name] for lane_sum in noisy]) if self.stacked else noisy[0][name][None]
             rows = rows / sizes.view(-1, *[1] * (rows.dim() - 1))
             state[name].grad = rows if self.stacked else rows[0]
+
+    def _alone(self, lane: Lane, batch: Tensor, sums: Params, step: Sequence[Params], x: Tensor, y: Tensor, group: Tensor | None) -> None:
+        """Show the witness a few units of a lane's step by themselves, and what they gave its clipped ``sums``.
+
+        ``step`` has the parameters, the secrets and the dropout masks, ``x`` to ``group`` the records, all [1, ...] and padded.
+        """
+        assert self.witness is not None
+        assert self.clipped is not None
+        assert self.defense.clip is not None
+        clipped, norm = copy.copy(self.clipped), self.defense.clip.norm  # a copy: what suits one record must not move the batch's path
+        params, secrets, masks = step
+
+        def of(rows: Tensor, weight: Tensor) -> Params:
+            own = {name: mask[:, rows] for name, mask in masks.items()}
+            persons = None if group is None else group[:, rows]
+            total, _ = clipped(params, {**secrets, **own}, x[:, rows], y[:, rows], weight, norm, persons)
+            return {name: tensor[0] for name, tensor in total.items()}
+
+        asked = [rows.to(x.device) for rows in self.witness.asked(lane.noise, batch)]
+        if not asked:
+            return
+        others = (torch.arange(x.shape[1], device=x.device) < len(batch)).to(x.dtype)
+        others[torch.cat(asked)] = 0
+        rest = of(torch.arange(x.shape[1], device=x.device), others[None])
+        each = [of(rows, x.new_ones(1, len(rows))) for rows in asked]
+        self.witness.alone(lane.noise, {name: tensor - rest[name] for name, tensor in sums.items()}, each)

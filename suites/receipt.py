@@ -19,7 +19,7 @@ from typing import Any
 from suites import accounting, loss_distribution
 from suites.contracts import Claim, Defense, Federation, Shape
 from suites.federation import Trained
-from suites.receipt_faults import deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, planned
+from suites.receipt_faults import CHANCE, deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, planned
 from suites.stack import Stack
 from suites.witness import Moments, Site, Witness
 
@@ -54,7 +54,7 @@ class Receipt:
     claimed: float
     epsilons: Mapping[str, float]
     noise_multiplier: float
-    measured: float  # of what an adversary sees, by the least noisy site and tensor
+    measured: float  # of what an adversary sees: by the least noisy site, tensor or round; its interval misses once in a million
     low: float
     high: float
     sites: tuple[SiteReceipt, ...]
@@ -71,26 +71,38 @@ class Receipt:
         return {name: _finite(value) for name, value in found.items()}
 
 
-def receipt(witness: Witness, stack: Stack, federation: Federation, shape: Shape, claim: Claim, trained: Trained) -> Receipt:
-    """Judge one training under a claim of kind "dp"."""
-    layer = _claimant(stack, federation, shape, claim)
-    sites = list(witness.sites.values())
+def receipt(
+    witness: Witness, stack: Stack, federation: Federation, shape: Shape, claim: Claim, trained: Trained, shared_inputs: str = ""
+) -> Receipt:
+    """Judge one training under a claim of kind "dp"; ``shared_inputs`` is the task's word on records that hold others' data."""
+    place = _claimant(stack, federation, shape, claim)
+    layer = stack.layers[place]
+    sites = witness.of(None if layer.bound is None else place)
     norm = layer.bound if layer.bound is not None else layer.clip.norm if layer.clip is not None else math.nan
     share = math.sqrt(claim.shares)
-    found = [_site(site, norm / share, layer, federation, claim) for site in sites]
+    chance = 2 * CHANCE / max(1, len(sites))
+    found = [_site(site, norm / share, layer, federation, claim, chance) for site in sites]
+    short = any(lacking(site, (claim.noise_multiplier or 0.0) * norm / share) is not None for site in sites)
     measured, low, high = _together(found, claim.shares)
+    if layer.bound is not None and (worst := _worst_round(sites, norm, claim.shares))[2] < min(high, claim.noise_multiplier or 0.0):
+        measured, low, high = worst  # else the run's: the least of many rounds is low by chance
     reasons = [
         *of_settings(layer, stack, federation, trained, claim, max((site.units for site in found), default=1)),
         *(said for i, site in enumerate(found) for said in _counted(i, site, claim)),
         *of_clipping(layer, sites, trained.module),
         *(said for i, site in enumerate(sites) for said in of_sampling(i, site, layer, federation, claim)),
         *of_noise(sites, norm / share, claim),
+        *_of_sums(layer, stack, place, claim),
     ]
     if not sites or not any(site.draws for site in found):
         reasons.append("no noise was seen, so nothing stands behind ε")
+    elif high < (claim.noise_multiplier or 0.0):
+        whose = "the sum of the sites of its least noisy round" if layer.bound is not None and claim.shares > 1 else "the least noisy"
+        yet = f"{measured:.4g} [{low:.4g}, {high:.4g}]"
+        reasons.append(f"the noise of {whose} has multiplier {yet}, and the claim rests on {claim.noise_multiplier:.4g}")
     # A handful of draws measures a multiplier to a few percent, which would move ε by more: what the interval covers is taken as claimed.
-    short = any(lacking(site, (claim.noise_multiplier or 0.0) * norm / share) is not None for site in sites)
-    epsilons = _epsilons(claim, found, measured if short else claim.noise_multiplier or 0.0)
+    less = short or high < (claim.noise_multiplier or 0.0)
+    epsilons = _epsilons(claim, found, measured if less else claim.noise_multiplier or 0.0)
     reasons += _accounted(claim, epsilons)
     return Receipt(
         claim.unit,
@@ -106,7 +118,7 @@ def receipt(witness: Witness, stack: Stack, federation: Federation, shape: Shape
         high,
         tuple(found),
         tuple(dict.fromkeys(reasons)),
-        _CAVEATS,
+        (*_CAVEATS, *([shared_inputs] if shared_inputs and claim.unit != "site" else [])),
     )
 
 
@@ -117,15 +129,15 @@ _CAVEATS = (
 )
 
 
-def _claimant(stack: Stack, federation: Federation, shape: Shape, claim: Claim) -> Defense:
-    return next(layer for layer in stack.layers if layer.claim(federation, shape) == claim)
+def _claimant(stack: Stack, federation: Federation, shape: Shape, claim: Claim) -> int:
+    return next(i for i, layer in enumerate(stack.layers) if layer.claim(federation, shape) == claim)
 
 
-def _site(site: Site, norm: float, layer: Defense, federation: Federation, claim: Claim) -> SiteReceipt:
+def _site(site: Site, norm: float, layer: Defense, federation: Federation, claim: Claim, chance: float) -> SiteReceipt:
     short = lacking(site, (claim.noise_multiplier or 0.0) * norm)
     total = Moments(sum(own.draws for own in site.noise.values()), sum(own.square for own in site.noise.values()))
     shown = total if short is None else site.noise[short]
-    low, high = interval(shown, 0.05)
+    low, high = interval(shown, chance)
     rate, steps = planned(layer, federation, site)[0], len(site.sizes)
     units = site.units if layer.bound is None else 1
     drawn = sum(site.sizes) / steps if steps else math.nan
@@ -142,12 +154,35 @@ def _counted(index: int, site: SiteReceipt, claim: Claim) -> Iterator[str]:
 
 
 def _together(sites: Sequence[SiteReceipt], shares: int) -> tuple[float, float, float]:
-    """Noise on what an adversary sees: the least noisy site's, or of so many least noisy ones together."""
+    """Noise on what an adversary sees over a run: the least noisy site's, or of so many least noisy ones together."""
     least = sorted(sites, key=lambda site: site.noise)[:shares]
     if len(least) < shares:
         return 0.0, 0.0, 0.0
     sums = [math.sqrt(sum(value**2 for value in column) / shares) for column in zip(*((s.noise, s.low, s.high) for s in least))]
     return sums[0], sums[1], sums[2]
+
+
+def _worst_round(sites: Sequence[Site], norm: float, shares: int) -> tuple[float, float, float]:
+    """Noise on what an adversary sees of the least noisy round: of a message, or of so many least noisy ones that were sent in it."""
+    rounds = sorted({index for site in sites for index in site.rounds})
+    worst = (math.inf, math.inf, math.inf)
+    for index in rounds:
+        sent = sorted((site.rounds[index] for site in sites if index in site.rounds), key=deviation)
+        chosen = sent[:shares]
+        ways = len(rounds) * math.comb(len(sent), len(chosen))  # of choosing what is least noisy
+        whole = Moments(sum(own.draws for own in chosen), sum(own.square for own in chosen))
+        low, high = interval(whole, 2 * CHANCE / ways)
+        root = math.sqrt(len(chosen)) / norm
+        worst = min(worst, (deviation(whole) * root, low * root, high * root))
+    return worst if rounds else (0.0, 0.0, 0.0)
+
+
+def _of_sums(layer: Defense, stack: Stack, place: int, claim: Claim) -> Iterator[str]:
+    """A sum of noised messages is not noised any more where a later layer changed each of them."""
+    later = stack.layers[place + 1 :]
+    changing = [each for each in later if (type(each).encode, type(each).encode_kept) != (Defense.encode, Defense.encode_kept)]
+    if claim.shares > 1 and layer.needs_channel and changing:
+        yield f"the claim is about a sum of messages, and {type(changing[0]).__name__} changed each of them after its noise was added"
 
 
 # ------------------------------------------------------------------------------------------------------- accountants

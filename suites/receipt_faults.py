@@ -10,16 +10,17 @@ from scipy import stats
 from torch import nn
 
 from suites import accounting
-from suites.contracts import Claim, Defense, Federation, Params
+from suites.contracts import Claim, Clip, Defense, Federation, Params
 from suites.federation import Trained
 from suites.lanes import wire
 from suites.randomness import stream
 from suites.stack import Stack
 from suites.witness import Moments, Site
 
-_CHANCE = 1e-6  # at which a sound training is refused, each test of a receipt
+CHANCE = 1e-6  # at which a sound training is refused, each test of a receipt
 _ALIKE = 0.6  # correlation of two draws of 256 numbers: independent ones stay below .35
-_SPIKE = 1e4  # times the bound, in one tensor: an update that clipping must not let through
+_SPIKES = (1e4, 1.5)  # times the bound: updates that clipping must not let through
+_DIRECTIONS = 3  # at random, beside each tensor alone and all together
 
 
 def planned(layer: Defense, federation: Federation, site: Site) -> tuple[float, int]:
@@ -38,13 +39,13 @@ def interval(moments: Moments, level: float) -> tuple[float, float]:
     """Of the deviation of normal numbers with mean zero."""
     if not moments.draws:
         return 0.0, 0.0
-    high, low = (float(stats.chi2.ppf(at, moments.draws)) for at in (1 - level / 2, level / 2))
+    high, low = float(stats.chi2.isf(level / 2, moments.draws)), float(stats.chi2.ppf(level / 2, moments.draws))
     return math.sqrt(moments.square / high), math.sqrt(moments.square / max(low, 1e-300))
 
 
 def lacking(site: Site, wanted: float) -> str | None:
     """The tensor with the least noise among those whose noise is surely below ``wanted``."""
-    level = 2 * _CHANCE / max(1, len(site.noise))
+    level = 2 * CHANCE / max(1, len(site.noise))
     short = [name for name, own in site.noise.items() if interval(own, level)[1] < wanted]
     return min(short, key=lambda name: interval(site.noise[name], level)[1], default=None)
 
@@ -74,25 +75,47 @@ def of_clipping(layer: Defense, sites: Sequence[Site], module: nn.Module) -> Ite
     names = sorted({name for site in sites for name in site.unclipped})
     if names:
         yield f"'{names[0]}' was sent changed and is no part of what is clipped"
-    if any(site.excess > 1 + 1e-3 for site in sites):
-        yield f"a clipped sum was {max(site.excess for site in sites):.3g} times as long as its units' bounds allow"
+    if layer.bound is None and layer.clip is not None:
+        yield from _longer(layer.clip, sites)
     if any(site.parted for site in sites):
         yield "a person was drawn in part: some of the records without the others"
     if layer.bound is not None:
         yield from _spiked(layer, wire(module), layer.bound)
 
 
+def _longer(clip: Clip, sites: Sequence[Site]) -> Iterator[str]:
+    """What one unit gives must be within the norm, alone and in its batch, and a sum within its units' norms."""
+    longest, single, astray = (max((getattr(site, name) for site in sites), default=0.0) for name in ("longest", "single", "astray"))
+    if not longest <= clip.norm * (1 + 1e-3):
+        yield f"a clipped sum was {longest / clip.norm:.3g} times as long as its units' bounds allow"
+    if not single <= clip.norm * (1 + 1e-4):
+        yield f"one {clip.unit}'s clipped gradient was {single / clip.norm:.3g} times as long as its bound"
+    if not astray <= clip.norm:
+        yield f"some {clip.unit}s gave their batch what they do not give alone: {astray / clip.norm:.3g} times a bound more or less"
+
+
 def _spiked(layer: Defense, like: Params, bound: float) -> Iterator[str]:
-    """Each tensor in turn far above the bound, under equal noise: what gets through is what is not clipped."""
+    """Tensors above the bound, one, all and in random directions, under equal noise: what gets through is what is not clipped."""
     like = {name: tensor for name, tensor in like.items() if tensor.is_floating_point()}
     quiet = layer.encode({name: torch.zeros_like(tensor) for name, tensor in like.items()}, stream("receipt", "spike"))
+    for name, direction in _directions(like):
+        whole = float(torch.stack([tensor.double().square().sum() for tensor in direction.values()]).sum().sqrt())
+        for times in _SPIKES:
+            loud = {other: tensor * (times * bound / whole) for other, tensor in direction.items()}
+            through = layer.encode(loud, stream("receipt", "spike"))
+            length = float(torch.stack([(through[other] - quiet[other]).double().square().sum() for other in like]).sum().sqrt())
+            if not length <= bound * 1.01:
+                yield f"{name} is not clipped: an update above the bound went out {length / bound:.3g} times as long as it allows"
+                return
+
+
+def _directions(like: Params) -> Iterator[tuple[str, Params]]:
     for name in like:
-        loud = {other: torch.full_like(tensor, _SPIKE * bound if other == name else 0.0) for other, tensor in like.items()}
-        through = layer.encode(loud, stream("receipt", "spike"))
-        length = float(torch.stack([(through[other] - quiet[other]).double().square().sum() for other in like]).sum().sqrt())
-        if not length <= bound * 1.01:
-            yield f"'{name}' is not clipped: an update far above the bound went out {length / bound:.3g} times as long as it allows"
-            return
+        yield f"'{name}'", {other: torch.full_like(tensor, float(other == name)) for other, tensor in like.items()}
+    yield "the whole of an update", {name: torch.full_like(tensor, tensor.numel() ** -0.5) for name, tensor in like.items()}
+    rng = stream("receipt", "directions")
+    for _ in range(_DIRECTIONS):
+        yield "the whole of an update", {n: torch.randn(t.shape, generator=rng).to(t) * t.numel() ** -0.5 for n, t in like.items()}
 
 
 def of_sampling(index: int, site: Site, layer: Defense, federation: Federation, claim: Claim) -> Iterator[str]:
@@ -107,7 +130,7 @@ def of_sampling(index: int, site: Site, layer: Defense, federation: Federation, 
             yield f"site {index} is to use every {claim.unit} in each step and left some out"
         return
     expected, variance = rate * site.units, site.units * rate * (1 - rate)
-    if stats.binomtest(sum(site.sizes), seen * site.units, rate).pvalue < _CHANCE:
+    if stats.binomtest(sum(site.sizes), seen * site.units, rate).pvalue < CHANCE:
         drawn = sum(site.sizes) / seen
         yield f"site {index} drew {drawn:.4g} of {site.units} {claim.unit}s a step, where the claim's rate gives {expected:.4g}"
     even = sum((abs(size - expected) + 0.5) ** 2 for size in site.sizes) / variance  # half a unit more, since sizes are whole numbers
@@ -116,9 +139,9 @@ def of_sampling(index: int, site: Site, layer: Defense, federation: Federation, 
     once = seen * rate * (1 - rate)
     scatter = float((site.times.double() - seen * rate).square().sum()) / once
     away = (scatter - site.units) / math.sqrt(site.units * max(2 + (1 - 6 * rate * (1 - rate)) / once, 0.1))
-    if stats.chi2.cdf(even, seen) < _CHANCE or away < -4.9:
+    if stats.chi2.cdf(even, seen) < CHANCE or away < -4.9:
         yield f"site {index} drew its batches too evenly for Poisson sampling (shuffled epochs, or batches of a fixed size)"
-    if stats.chi2.sf(wild, seen) < 1e-3 * _CHANCE or away > 9:
+    if stats.chi2.sf(wild, seen) < 1e-3 * CHANCE or away > 9:
         yield f"site {index} drew some {claim.unit}s, or in some steps, more often than independent draws at one rate do"
 
 
@@ -138,5 +161,5 @@ def of_noise(sites: Sequence[Site], norm: float, claim: Claim) -> Iterator[str]:
         if float(alike.abs().max()) > _ALIKE:
             yield "two draws of noise resemble each other: a stream was used twice, and the difference of two messages is without noise"
     spread = float(kept.square().mean().sqrt())
-    if spread > 0 and stats.kstest((kept / spread).flatten().numpy(), "norm").pvalue < _CHANCE:
+    if spread > 0 and stats.kstest((kept / spread).flatten().numpy(), "norm").pvalue < CHANCE:
         yield "the noise is not normal, which the accountants take it to be"

@@ -117,7 +117,8 @@ def _receipt(bench: Bench, witness: Witness | None, claim: Claim | None, trained
     """Write the receipt of a training under ε; a flag where it is refused."""
     if witness is None or claim is None:
         return []
-    found = receipt(witness, bench.stack, bench.federation, bench.shape, claim, trained)
+    shared: str = getattr(bench.task, "shared_inputs", "")
+    found = receipt(witness, bench.stack, bench.federation, bench.shape, claim, trained, shared)
     (folder / RECEIPT).write_text(json.dumps(found.record()))
     said = "; ".join(found.reasons)
     return [] if found.accepted else [Measure("flag:receipt_refused", 1.0, math.nan, math.nan, len(found.reasons), "lower", "flag", said)]

@@ -151,16 +151,16 @@ class Stack(Defense):
         return update
 
     def encode_kept(
-        self, update: Params, kept: Params, rng: torch.Generator, saw: Callable[[float, Params, Params], None] | None = None
+        self, update: Params, kept: Params, rng: torch.Generator, saw: Callable[[int, float, Params, Params], None] | None = None
     ) -> tuple[Params, Params]:
-        """As ``encode``; what a layer keeps lies under "<position>/<name>". ``saw`` is told what a layer with a bound did to the update."""
+        """As ``encode``; what a layer keeps lies under "<position>/<name>". ``saw`` is told which layer with a bound did what."""
         left: Params = {}
         for i, layer in enumerate(self.layers):
             own = {name.removeprefix(f"{i}/"): tensor for name, tensor in kept.items() if name.startswith(f"{i}/")}
             given = update
             update, own = layer.encode_kept(update, own, rng)
             if saw is not None and layer.bound is not None:
-                saw(layer.bound, given, update)
+                saw(i, layer.bound, given, update)
             left |= {f"{i}/{name}": tensor for name, tensor in own.items()}
         return update, left
 

@@ -1,7 +1,8 @@
 """What a training under a claim really drew, noted from outside the defense while it runs: batches, noise, and what was left unclipped.
 
-A defense says what it will do; the witness is handed what went in and what came out. It holds sums and a small sample, no update. The
-referee judges it afterwards (``suites.receipt``). Only the target federation is watched; probes and reference models are not.
+A defense says what it will do; the witness is handed what went in and what came out. It holds sums and a small sample, no update, and
+what each layer of a stack did apart from the others. The referee judges it afterwards (``suites.receipt``). Only the target federation is
+watched; probes and reference models are not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from suites.contracts import Params
 
 SAMPLED = 256  # coordinates of a draw that are kept, to see its shape and whether it repeats
 ROWS = 64  # draws a site of which so many are kept
+ALONE, AT_ONCE = 128, 32  # units of a site that are clipped alone as well, and of one batch
 
 
 @dataclass(slots=True)
@@ -28,7 +30,7 @@ class Moments:
 
 @dataclass(slots=True)
 class Site:
-    """One site's notes. A unit is a record, or a person where persons are clipped."""
+    """One site's notes on one layer. A unit is a record, or a person where persons are clipped."""
 
     units: int
     owner: dict[int, int]  # pool index -> unit
@@ -37,16 +39,26 @@ class Site:
     sizes: list[int] = field(default_factory=list)  # units in each step
     parted: int = 0  # steps in which some unit's records were taken in part
     noise: dict[str, Moments] = field(default_factory=dict)
+    rounds: dict[int, Moments] = field(default_factory=dict)  # of the whole message of a round, where messages are noised
     sample: list[Tensor] = field(default_factory=list)  # [SAMPLED] each
-    excess: float = 0.0  # the largest clipped sum, in units of what its clipped units may add up to
+    longest: float = 0.0  # clipped sum, a unit of it
+    single: float = 0.0  # the longest clipped gradient of one unit alone
+    astray: float = 0.0  # how far single units, clipped alone, were from what they gave their batch
+    singled: Tensor | None = None  # [units] whether it was clipped alone
     unclipped: set[str] = field(default_factory=set)  # tensors that were sent changed and are no part of what is clipped
 
 
 class Witness:
-    """Notes by site. A site is known by the stream from which its noise is drawn."""
+    """Notes by site, and by the place of the layer in the stack. A site is known by the stream from which its noise is drawn."""
 
     def __init__(self) -> None:
-        self.sites: dict[int, Site] = {}
+        self.sites: dict[int, Site] = {}  # what was clipped and noised step by step
+        self.encoded: dict[int, dict[int, Site]] = {}  # layer -> what it clipped and noised message by message
+
+    def of(self, layer: int | None) -> list[Site]:
+        """Each site's notes on the layer at this place of the stack, or on the clipped steps."""
+        notes = self.sites if layer is None else self.encoded.get(layer, {})
+        return [site for site in notes.values() if site.sizes]
 
     def joins(self, stream: torch.Generator, records: Tensor, person: Tensor | None) -> None:
         """A site that takes part; ``person`` [n] of its ``records`` [n] (pool indices) where persons are the unit."""
@@ -55,7 +67,7 @@ class Witness:
         units = dict(zip(records.tolist(), owner.tolist(), strict=True))
         self.sites[id(stream)] = Site(len(size), units, size, torch.zeros(len(size), dtype=torch.int64))
 
-    def stepped(self, stream: torch.Generator, batch: Tensor, before: Params, after: Params, norm: float) -> None:
+    def stepped(self, stream: torch.Generator, batch: Tensor, before: Params, after: Params) -> None:
         """One clipped step: the batch (pool indices), its sum of clipped gradients, and the same with its noise."""
         site = self.sites[id(stream)]
         drawn = torch.bincount(torch.tensor([site.owner[i] for i in batch.tolist()], dtype=torch.int64), minlength=site.units)
@@ -63,19 +75,40 @@ class Witness:
         units = int((drawn != 0).sum())
         site.times += drawn != 0
         site.sizes.append(units)
-        length = float(torch.stack([tensor.square().sum() for tensor in before.values()]).sum().sqrt())
-        site.excess = max(site.excess, length / (max(units, 1) * norm) if units else float(length > 0) * float("inf"))
+        length = _length(before)
+        site.longest = max(site.longest, length / units if units else float(length > 0) * float("inf"))
         self._noised(site, before, after)
 
-    def encoding(self, stream: torch.Generator) -> Callable[[float, Params, Params], None]:
-        """For one message: called with a layer's bound, what it was given and what it made of it."""
+    def asked(self, stream: torch.Generator, batch: Tensor) -> list[Tensor]:
+        """The places in a batch of units that are to be clipped alone as well: each once, and of a large site some."""
         site = self.sites[id(stream)]
+        if site.singled is None:
+            site.singled = torch.zeros(site.units, dtype=torch.bool)
+        if not len(batch) or int(site.singled.sum()) >= ALONE:
+            return []
+        owner = torch.tensor([site.owner[i] for i in batch.tolist()], dtype=torch.int64)
+        fresh = [unit for unit in torch.unique(owner).tolist() if not site.singled[unit]][:AT_ONCE]
+        site.singled[fresh] = True
+        return [(owner == unit).nonzero().squeeze(1) for unit in fresh]
 
-        def saw(bound: float, given: Params, made: Params) -> None:
-            length = float(torch.stack([tensor.double().square().sum() for tensor in given.values()]).sum().sqrt())
-            share = min(1.0, bound / max(length, 1e-30))
+    def alone(self, stream: torch.Generator, given: Params, each: Sequence[Params]) -> None:
+        """What some units gave the sum of their batch, and the clipped gradient of each of them by itself."""
+        site = self.sites[id(stream)]
+        site.single = max(site.single, *(_length(one) for one in each))
+        site.astray = max(site.astray, _length({name: tensor - sum(one[name] for one in each) for name, tensor in given.items()}))
+
+    def encoding(self, stream: torch.Generator, index: int) -> Callable[[int, float, Params, Params], None]:
+        """For one message of round ``index``: called with a layer's place and bound, what it was given and what it made of it."""
+        joined = self.sites[id(stream)]
+
+        def saw(layer: int, bound: float, given: Params, made: Params) -> None:
+            notes = self.encoded.setdefault(layer, {})
+            site = notes.setdefault(id(stream), Site(joined.units, joined.owner, joined.size, joined.times))
+            share = min(1.0, bound / max(_length(given), 1e-30))
             site.sizes.append(1)
-            self._noised(site, {name: tensor * share for name, tensor in given.items()}, made)
+            drawn, square = self._noised(site, {name: tensor * share for name, tensor in given.items()}, made)
+            own = site.rounds.setdefault(index, Moments())
+            own.draws, own.square = own.draws + drawn, own.square + square
 
         return saw
 
@@ -85,13 +118,21 @@ class Witness:
         self.sites[id(stream)].unclipped.update(changed)
 
     @staticmethod
-    def _noised(site: Site, before: Params, after: Params) -> None:
+    def _noised(site: Site, before: Params, after: Params) -> tuple[int, float]:
+        """Notes what was added; how many numbers, and the sum of their squares."""
         added = {name: after[name] - tensor for name, tensor in before.items()}
+        drawn, whole = 0, 0.0
         for name, tensor in added.items():
             own = site.noise.setdefault(name, Moments())
-            own.draws += tensor.numel()
-            own.square += float(tensor.double().square().sum() if tensor.numel() < 4096 else torch.linalg.vector_norm(tensor).double() ** 2)
+            square = float(tensor.double().square().sum() if tensor.numel() < 4096 else torch.linalg.vector_norm(tensor).double() ** 2)
+            own.draws, own.square = own.draws + tensor.numel(), own.square + square
+            drawn, whole = drawn + tensor.numel(), whole + square
         if len(site.sample) < ROWS:
             flat = torch.cat([tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)] for tensor in added.values()])
             chosen = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat))).long()
             site.sample.append(flat[chosen].double().cpu())
+        return drawn, whole
+
+
+def _length(tensors: Params) -> float:
+    return float(torch.stack([tensor.double().square().sum() for tensor in tensors.values()]).sum().sqrt())

@@ -47,6 +47,10 @@ class SpatialDomains:
 
     name: ClassVar[str] = "spatial_domains"
     lower: frozenset[str] = frozenset()
+    shared_inputs: ClassVar[str] = (
+        "in spatial_domains a cell is part of its neighbours' records too, also across tiles, so an ε for one record or one tile is no ε "
+        "for one cell or for all that a tile's cells gave away"
+    )
 
     def __init__(self, *, hidden: int = 64, width: int = 16, strips: int = 1, tiles: int = 5) -> None:
         if min(hidden, width, strips) < 1 or tiles < 3:
