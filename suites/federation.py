@@ -314,7 +314,8 @@ class _Run:
                     break
         if not self.chooses:
             best = [(count - 1, self._global(r)) for r in federations]
-        seconds = (time.perf_counter() - self.started) / len(self.assignments)
+        watching = 0.0 if self.witness is None else self.witness.seconds
+        seconds = (time.perf_counter() - self.started - watching) / len(self.assignments)
         each = samples * self.federation.local.epochs // len(self.assignments)
         return [Trained(kept[r], [best[r][1]], self.modules[r], self.secrets[r], best[r][0], seconds, each, losses[r]) for r in federations]
 

@@ -8,6 +8,7 @@ records of zero weight; a lane that has done its steps is copied out, so that an
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -320,8 +321,10 @@ class Trainer:
         asked = [rows.to(x.device) for rows in self.witness.asked(lane.noise, batch)]
         if not asked:
             return
+        started = time.perf_counter()
         others = (torch.arange(x.shape[1], device=x.device) < len(batch)).to(x.dtype)
         others[torch.cat(asked)] = 0
         rest = of(torch.arange(x.shape[1], device=x.device), others[None])
         each = [of(rows, x.new_ones(1, len(rows))) for rows in asked]
         self.witness.alone(lane.noise, {name: tensor - rest[name] for name, tensor in sums.items()}, each)
+        self.witness.seconds += time.perf_counter() - started

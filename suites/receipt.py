@@ -2,8 +2,8 @@
 
 The witness (``suites.witness``) noted the batches and the noise. Here they are judged: was every record (or person) drawn by Poisson
 sampling at the rate of the claim, as often as the claim counts; is the noise in every tensor as large as claimed, normal, and new each
-time; is all that was sent clipped; did anything else leave in the clear; and do two accountants that share no code give the claim's ε for
-it. Chance alone refuses a sound training about once in a million.
+time, and in every round; is all that was sent clipped, and single units by themselves; did anything else leave in the clear; and do two
+accountants that share no code give the claim's ε for it. Chance alone refuses a sound training about once in a million.
 
 A receipt is not a proof. It sees numbers, not the generator that they came from, and says nothing of the machine they ran on.
 """
@@ -44,7 +44,7 @@ class SiteReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """``reasons`` is empty where the receipt is accepted; ``epsilons`` holds each accountant's ε for what was measured."""
+    """``reasons`` is empty where the receipt is accepted; ``epsilons`` has each accountant's ε for the noise claimed, or drawn if less."""
 
     unit: str
     relation: str

@@ -54,6 +54,7 @@ class Witness:
     def __init__(self) -> None:
         self.sites: dict[int, Site] = {}  # what was clipped and noised step by step
         self.encoded: dict[int, dict[int, Site]] = {}  # layer -> what it clipped and noised message by message
+        self.seconds = 0.0  # spent on clipping single units, which no training would
 
     def of(self, layer: int | None) -> list[Site]:
         """Each site's notes on the layer at this place of the stack, or on the clipped steps."""

@@ -4,6 +4,9 @@ A record's row of the pool holds everything that is private about it. First come
 modality, say); then those that travel *aside* (a target, a place), which the network hands on untouched, so that loss and metrics find them
 in its outputs. The engine, the clipping and the attacks see rows, outputs and a loss per record, as they do for classes.
 
+Where a record also holds what others gave (a neighbour's expression), the task says so in one sentence, ``shared_inputs``: an ε for one
+record is then none for one person or cell, and the receipt of a training carries that sentence as its limit.
+
 A defense that transforms records (``Defense.prepare``) acts on each block by itself and never on what is aside: no site feeds that to
 its model.
 """

@@ -100,6 +100,19 @@ def test_lanes_trained_together_get_the_same_receipt() -> None:
     assert together.measured == pytest.approx(alone.measured, rel=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_watching_moves_no_number(chunk: int) -> None:
+    layers = (Published(), DPSGD(epsilon=8, unit="person"), DPFedAvg(noise_multiplier=0.1))
+    task = Classification(hidden=16, blocks=1, head=8, dropout=0.3)  # with masks of the records' own
+    witness, stack, _, _, watched = ran(*layers, chunk=chunk, task=task)
+    assert {int(site.singled.sum()) for site in witness.of(None) if site.singled is not None} == {EACH // 3}  # every person once
+    x = torch.randn(SITES * EACH, FEATURES, generator=stream("receipt", "x"))
+    pool, sites = Pool(x, torch.arange(len(x)) % CLASSES, CLASSES, PERSON), tuple(torch.arange(len(x)).chunk(SITES))
+    alone = train(task, stack, FEDERATION, pool, [Assignment(sites, ("receipt", 0), ("receipt", 0, "noise"))], chunk=chunk)[0]
+    assert all(torch.equal(tensor, watched.finals[0][name]) for name, tensor in alone.finals[0].items())
+    assert max(site.astray for site in witness.of(None)) < 1e-3  # masks of the single ones are those that they had in the batch
+
+
 def test_sites_of_other_sizes_are_judged_at_their_own_rates() -> None:
     x = torch.randn(200, FEATURES, generator=stream("receipt", "x"))
     pool, sites = Pool(x, torch.arange(200) % CLASSES, CLASSES), (torch.arange(40), torch.arange(40, 200))
