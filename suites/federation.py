@@ -232,7 +232,7 @@ class _Run:
         self.equal_weights = stack.equal_weights or POOLED in federation.flaws
         self.peeks, self.chooses = PEEKS in federation.flaws, PEEKS in federation.flaws or federation.selection == "validation"
         self.kept: dict[tuple[int, int], Params] = {}  # what a site keeps from round to round, by federation and site
-        self.release = [stream(*assignment.defense_coordinates, "release") for assignment in self.assignments]
+        self.release = [stream(*a.defense_coordinates, "release") for a in self.assignments if stack.releases]
         if self.peeks or any(True for _ in self._persistent_buffers()):
             self.chunk = 1  # running statistics are updated in place, which a leading axis does not carry
         starts = [wire(module) for module in self.modules]
