@@ -115,7 +115,7 @@ def _panel(axes: Any, table: pd.DataFrame, attacks: list[str], looks: dict[str, 
             ends = np.maximum(band.low, tiny), np.maximum(band.high, tiny)
             axes.fill_between(grid, *ends, color=colour, alpha=0.16, linewidth=0, zorder=2, step="post")
         axes.plot(grid, high, color=colour, linestyle=dash, linewidth=1.4, drawstyle="steps-post", zorder=3)
-        low, upper = mean_interval(areas[name])
+        low, upper = (min(max(end, 0.0), 1.0) for end in mean_interval(areas[name]))  # what an area can be; NaN stays
         text = f"{words.attack(name)} {np.mean(areas[name]):.2f}" + (f" [{low:.2f}, {upper:.2f}]" if math.isfinite(low) else "")
         y = 0.03 + 0.085 * (place - max(len(ranked) - NAMED, 0))
         label = axes.text(0.985, y, text, transform=axes.transAxes, ha="right", fontsize=6.3, color=style.darker(colour), zorder=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -184,6 +185,15 @@ def test_roc_is_log_log_and_shades_what_cannot_be_resolved(lines: pd.DataFrame) 
     assert any("140 non-members" in text and "3/140" in text for text in texts(figure))
     edge = max(patch.get_extents().transformed(shown[0].transData.inverted()).x1 for patch in shown[0].patches)
     assert edge == pytest.approx(3 / 140)
+
+
+def test_areas_in_the_roc_end_at_one(lines: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few seeds near 1 give a t interval beyond it, which no area can be."""
+    monkeypatch.setattr("reports.plots.roc.mean_interval", lambda areas: (0.7, 1.2))
+    shown = [text.get_text() for axes in roc(lines, "server", "none").axes for text in axes.texts]
+    ends = [float(found) for text in shown for found in re.findall(r"\[([\d.]+), ([\d.]+)\]", text) for found in found]
+    assert ends
+    assert max(ends) <= 1.0
 
 
 def test_roc_area_is_that_of_the_scores() -> None:
