@@ -24,15 +24,24 @@ from suites.contracts import Goal, Guess, Observation, Params, RoundView, Sees, 
 
 
 class MatchedSpan:
-    """Membership by share of energy in a site's first-layer update and its match with the record's own gradient."""
+    """Membership by share of energy in a site's first-layer update and its match with the record's own gradient.
+
+    Parameters
+    ----------
+    rounds : int | None
+        How many of the rounds in sight to read, from the first on; None takes all.
+    """
 
     goal: ClassVar[Goal] = "membership"
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates", "auxiliary", "predict", "key", "broadcasts", "updates"})
 
+    def __init__(self, rounds: int | None = None) -> None:
+        self.rounds = rounds
+
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         columns, key, candidates = widest(seen.known), key_to_use(seen), seen.candidates
         x, public = candidates.x[:, columns], seen.auxiliary.x[:, columns]
-        views = [view for view in seen.rounds if view.broadcast is not None and self.messages(view)]
+        views = [view for view in seen.rounds if view.broadcast is not None and self.messages(view)][: self.rounds]
         if not views:
             raise Skip("no round shows both a broadcast and an update")
         layer = first_linear(next(iter(self.messages(views[0]).values())), width(columns)).weight

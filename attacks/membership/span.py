@@ -22,15 +22,24 @@ _RANK = 1e-10  # eigenvalues below this share of the largest count as zero
 
 
 class SpanMembership:
-    """Membership by the share of a record's energy inside the row space of a site's first-layer update."""
+    """Membership by the share of a record's energy inside the row space of a site's first-layer update.
+
+    Parameters
+    ----------
+    rounds : int | None
+        How many of the rounds in sight to read, from the first on; None takes all.
+    """
 
     goal: ClassVar[Goal] = "membership"
     needs: ClassVar[frozenset[Sees]] = frozenset({"candidates", "auxiliary", "key", "updates"})
 
+    def __init__(self, rounds: int | None = None) -> None:
+        self.rounds = rounds
+
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         columns = widest(seen.known)
         deltas: dict[int, list[Tensor]] = {}
-        for view in seen.rounds:
+        for view in [view for view in seen.rounds if self.messages(view)][: self.rounds]:
             for site, update in self.messages(view).items():
                 deltas.setdefault(site, []).append(restored(seen, update[first_linear(update, width(columns)).weight], columns, seen.key))
         if not deltas:

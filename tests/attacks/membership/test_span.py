@@ -145,6 +145,16 @@ def test_without_auxiliary_records_nothing_is_projected_out() -> None:
     assert auc(guess.value, member) > 0.7
 
 
+@pytest.mark.parametrize("attack", [SpanMembership, MatchedSpan, SpanMembershipOfSum, MatchedSpanOfSum])
+def test_one_round_of_many_is_read_where_one_is_asked_for(attack: type) -> None:
+    one, _ = world(0)
+    later, _ = world(1)
+    alone = run(attack, one).value
+    one.rounds = [*one.rounds, *later.rounds]
+    assert torch.equal(attack(rounds=1).run(one, torch.Generator().manual_seed(1)).value, alone)
+    assert not torch.equal(run(attack, one).value, alone)
+
+
 def test_no_update_is_a_skip() -> None:
     seen, _ = world(0)
     seen.rounds = []
