@@ -7,6 +7,8 @@ It is a *linear* secret: it holds only while single records are not visible (see
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from suites.contracts import Card, Claim, Defense, Federation, KeySource, Reques
 from suites.randomness import KeyStream
 
 KEY_BYTES = 32
+LEAST = 128  # records behind an update: the N of docs/hardened.md
+PER_UNIT = 2  # the same N per unit of the first layer it was measured with
 
 
 class Hardened(Defense):
@@ -24,12 +28,12 @@ class Hardened(Defense):
     ----------
     spread : float
         The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation, which three known records undo.
-    minimum : int
+    minimum : int, optional
         Records that must stand behind every visible update: a federation with a smaller site, or a probe of fewer records, is refused.
-        The default was measured with the suite's first layer of 64 units (docs/hardened.md): without key or plaintext up to 82 % of
-        records are named where gradients of 64 records or fewer are in sight, at most 5 % above chance from 128 on. Up to the layer's
-        width a gradient's row space holds every mixed record exactly, and batches that overlap isolate them; a wider first layer
-        demands more.
+        By default 128, or twice the units of the network's first layer where that is more. It was measured with 64 units
+        (docs/hardened.md): without key or plaintext up to 82 % of records are named where gradients of 64 records or fewer are in sight,
+        at most 5 % above chance from 128 on. Up to the layer's width a gradient's row space holds every mixed record exactly, and
+        batches that overlap isolate them. A number given here replaces the default, whatever the width.
     """
 
     keeps_lengths = False
@@ -40,28 +44,33 @@ class Hardened(Defense):
         outsider="The released model, which guesses when it is used without the key or with another one.",
         does_not_protect="Records in sight singly or in batches no larger than the first layer is wide: inner products survive any linear "
         "secret, and a search over candidate records names them without key or plaintext, at every spread tried where single records are "
-        "seen. It claims nothing for updates of fewer records than its minimum (128, measured with 64 hidden units), nor where the records "
-        "behind an update change by a few between rounds. Known plaintexts give the mixing away: three name all others. Any site, or any "
-        "leak of the one shared key, opens everything, and to a key holder the model leaks membership as FedAvg's does.",
+        "seen. It claims nothing for updates of fewer records than its minimum (128, measured with 64 hidden units; more where the first "
+        "layer is wider), nor where the records behind an update change by a few between rounds. Known plaintexts give the mixing away: "
+        "three name all others. Any site, or any leak of the one shared key, opens everything, and to a key holder the model leaks "
+        "membership as FedAvg's does.",
     )
 
-    def __init__(self, *, spread: float = 2.0, minimum: int = 128) -> None:
+    def __init__(self, *, spread: float = 2.0, minimum: int | None = None) -> None:
         if spread < 1:
             raise RequestError(
                 f"infl:hardened needs spread >= 1 but got {spread:g}: it is the ratio c of singular values in [1/c, c]; 1 is a rotation"
             )
-        if minimum < 1:
+        if minimum is not None and minimum < 1:
             raise RequestError(f"infl:hardened needs minimum >= 1 but got {minimum}: it counts the records behind a visible update")
-        self.spread, self.minimum = float(spread), int(minimum)
+        self.spread = float(spread)
+        self.minimum, self.per_unit = (LEAST, PER_UNIT) if minimum is None else (int(minimum), 0)
 
     def plan(self, federation: Federation, shape: Shape) -> Hardened:
+        planned = copy(self)
+        planned.minimum = max(self.minimum, self.per_unit * shape.width)
         smallest = min(shape.site_sizes)
-        if smallest < self.minimum:
+        if smallest < planned.minimum:
+            why = f" (its first layer has {shape.width} units)" if planned.minimum > self.minimum else ""
             raise RequestError(
-                f"infl:hardened claims nothing for updates with fewer than {self.minimum} records behind them, and a site has {smallest}: "
-                "merge sites, or set infl:hardened:minimum lower and read its card first"
+                f"infl:hardened claims nothing for updates with fewer than {planned.minimum} records behind them{why}, and a site has "
+                f"{smallest}: merge sites, or set infl:hardened:minimum lower and read its card first"
             )
-        return self
+        return planned
 
     def secret(self, rng: KeySource) -> Secret:
         return Secret(key=torch.frombuffer(bytearray(rng.bytes(KEY_BYTES)), dtype=torch.uint8))

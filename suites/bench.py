@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from suites import registry, yardsticks
-from suites.auditing.insertion import Inserting, insert
+from suites.auditing.insertion import SITE, Inserting, insert
 from suites.contracts import (
     Federation,
     Local,
@@ -67,6 +67,7 @@ class Bench:
             self.prepared.pool.x.shape[1],
             self.prepared.pool.classes,
             self._persons(stack, sizes),
+            first_width(self.task, self.prepared.pool.x.shape[1], self.prepared.pool.classes),
         )
         self.stack: Stack = stack.plan(self.federation, self.shape)
 
@@ -162,6 +163,7 @@ class Bench:
             keep=lambda r: target and (r % every == 0 or r == last),
             chunk=self.spec.get("engine", {}).get("chunk", 16),
             witness=witness,
+            colluder=self.colluder,
         )
 
     def utility(self, target: Trained) -> dict[str, float]:
@@ -177,6 +179,11 @@ class Bench:
             drawn += self.train(others, target=False)
         each = [self.utilities(self.predict(trained.secret), params) for trained in drawn for params in trained.finals]
         return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+
+    @property
+    def colluder(self) -> int:
+        """The site that looks, at view "site": the first, but the second in an audit, whose canaries the first one holds."""
+        return min(SITE + 1, len(self.prepared.sites) - 1) if self.spec.get("inserts") else SITE
 
     def one_epoch(self) -> None:
         """The first local epoch of every site once more, unrecorded: what ``flop`` counts."""
@@ -258,6 +265,13 @@ def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torc
     taken = order[: max(1, int((counts <= size).sum()))]
     positions = torch.isin(owners, taken).nonzero().squeeze(1)
     return positions[torch.randperm(len(positions), generator=generator)]
+
+
+def first_width(task: Task, features: int, classes: int) -> int:
+    """Units of the first linear layer of the task's network; 0 where it has none."""
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
+        layers = [layer for layer in task.net(features, classes).modules() if isinstance(layer, nn.Linear)]
+    return layers[0].out_features if layers else 0
 
 
 def cell_columns(bench: Bench) -> Row:

@@ -129,6 +129,7 @@ class Shape:
     features: int
     classes: int
     persons: tuple[int, ...] | None = None  # a site, where it is known who gave each record
+    width: int = 0  # units of the network's first linear layer; 0 where there is none or it is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +159,20 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class Own:
+    """One site's part of a mean as that site knows it: what it put in (with its noise, rounded as the sum rounds it), and the weights."""
+
+    update: Params
+    weight: float
+    total: float  # of all whose messages are in the mean
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeRecord:
     probe: Probe
     messages: tuple[Message, ...]
     combined: Params  # equal-weight mean over the sites
+    own: Own | None = None  # as in ``Round``
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +184,7 @@ class Round:
     messages: tuple[Message, ...]
     combined: Params  # the (weighted) mean update that the server could read
     probes: tuple[ProbeRecord, ...] = ()
+    own: Own | None = None  # the colluding site's part, where a channel hides it from the wire: never seen by the server
 
 
 # --------------------------------------------------------------------------------------------------- who looks, and what they see
@@ -218,7 +230,10 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """One round as a threat sees it; what it does not see is empty or None."""
+    """One round as a threat sees it; what it does not see is empty or None.
+
+    ``combined`` is the mean of the sites' updates; at view "site", which takes out its own, of the others' (None where there are none).
+    """
 
     index: int
     broadcast: Params | None
@@ -232,7 +247,8 @@ class Target:
     """One visible probe message to be inverted: ``batch`` records stand behind it.
 
     ``params`` is the checkpoint, ``update`` the message (a gradient when ``optimiser == "gradient"``). ``site`` is None for a
-    combination over ``contributors`` sites; ``update`` is then their mean and ``batch`` counts the records of all of them.
+    combination over ``contributors`` sites; ``update`` is then their mean and ``batch`` counts the records of all of them. At view
+    "site" those are the others: of two sites, the other one.
     """
 
     params: Params
@@ -429,12 +445,14 @@ class Delivery:
     messages: tuple[Message, ...]
     combined: Params  # weighted mean update over the survivors
     survivors: tuple[int, ...]
+    own: Own | None = None  # filled in by the engine
 
 
 class Channel(Protocol):
     """A staged protocol between the sites and the server (secure aggregation, homomorphic encryption).
 
-    One that goes on without sites that vanish has ``stages``, their names in order: a site vanishes at one of them.
+    One that goes on without sites that vanish has ``stages``, their names in order: a site vanishes at one of them. One that rounds has
+    ``part(update, weights, site) -> Params``: site ``site``'s update as it stands in the sum.
     """
 
     def run(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> Delivery:

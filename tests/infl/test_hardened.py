@@ -17,6 +17,7 @@ from baselines.secure_aggregation import SecureAggregation
 from infl.hardened import Hardened
 from infl.mixing import Mixing, Rotation, hartley
 from suites import referee
+from suites.bench import Bench
 from suites.checks import check_defense
 from suites.contracts import Defense, Federation, Local, Probe, RequestError, Secret, Shape
 from suites.federation import Assignment, Pool, Trained, initialise, train
@@ -108,6 +109,24 @@ def test_sites_below_the_minimum_are_refused() -> None:
         Hardened(minimum=64).plan(Federation(), Shape((63, 200), 10, 2))
     with pytest.raises(RequestError, match="spread"):
         Hardened(spread=0.5)
+
+
+def test_a_wider_first_layer_demands_more_records() -> None:
+    """Up to the layer's width a row space holds every record; only a number of the user's own lifts that."""
+    assert Hardened().plan(Federation(), Shape((128, 200), 10, 2, width=64)).minimum == 128
+    assert Hardened().plan(Federation(), Shape((512, 600), 10, 2, width=256)).minimum == 512
+    with pytest.raises(RequestError, match=r"fewer than 512 records .*its first layer has 256 units"):
+        Hardened().plan(Federation(), Shape((511, 600), 10, 2, width=256))
+    assert Hardened(minimum=8).plan(Federation(), Shape((8, 9), 10, 2, width=256)).minimum == 8
+
+
+def test_a_suite_with_a_wide_network_is_refused_before_it_trains(tmp_path: Path) -> None:
+    spec = {
+        "suite": "wide", "task": "classification:hidden=2048", "data": {"name": "synthetic"}, "seed": 0,
+        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2}, "partition": {"kind": "iid", "sites": 2}, "federation": {}, "defense": "infl:hardened",
+    }  # fmt: skip
+    with pytest.raises(RequestError, match=r"fewer than 4096 records .*its first layer has 2048 units"):
+        Bench(spec, tmp_path)
 
 
 def trained(x: Tensor, y: Tensor) -> nn.Module:
