@@ -123,7 +123,8 @@ def test_a_wider_first_layer_demands_more_records() -> None:
 def test_a_suite_with_a_wide_network_is_refused_before_it_trains(tmp_path: Path) -> None:
     spec = {
         "suite": "wide", "task": "classification:hidden=2048", "data": {"name": "synthetic"}, "seed": 0,
-        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2}, "partition": {"kind": "iid", "sites": 2}, "federation": {}, "defense": "infl:hardened",
+        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2},
+        "partition": {"kind": "iid", "sites": 2}, "federation": {}, "defense": "infl:hardened",
     }  # fmt: skip
     with pytest.raises(RequestError, match=r"fewer than 4096 records .*its first layer has 2048 units"):
         Bench(spec, tmp_path)
