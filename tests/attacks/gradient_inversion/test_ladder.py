@@ -62,6 +62,17 @@ def test_under_noise_one_record_is_the_closed_form_s_and_no_search_is_paid_for()
     assert r2([guess.value[0]], [truth]) > 0.5
 
 
+def test_one_direction_of_one_record_is_not_searched_where_a_missing_key_leaves_it_unproven() -> None:
+    seen, truth = lab(1)
+    honest = seen.simulate
+    seen.simulate = lambda *given, **options: {name: 1.5 * value for name, value in honest(*given, **options).items()}
+    guess = climb(seen)
+    assert guess.certified.tolist() == [False]
+    assert guess.notes["spoke:closed_form"] == 1
+    assert {name for name in guess.notes if name.startswith("seconds:")} == {"seconds:closed_form"}
+    assert r2([guess.value[0]], [truth]) > 0.99
+
+
 def test_adam_is_climbed_past_the_row_space_which_refuses_it() -> None:
     seen, truth = lab(1, optimiser="adam", steps=1, lr=1e-3)
     guess = climb(seen, budget=90)
