@@ -110,6 +110,11 @@ class FixedPoint:
         quantise(np.array([weight]), scale(self.sites, 1.0) / self.heaviest, scale(self.sites, 1.0), words[-1:])
         return words
 
+    def rounded(self, update: Params, weight: float, site: int) -> Params:
+        """One site's update as it stands in the sum: what is left of it after rounding."""
+        layout = Layout.of(update)
+        return self.mean(self.encode(update, weight, layout, site), layout, next(iter(update.values())).device)
+
     def mean(self, total: Words, layout: Layout, device: torch.device) -> Params:
         """sum(w u) / sum(w) out of the summed words, in the updates' own types."""
         weight = float(signed(total[-1:])[0]) / scale(self.sites, 1.0)

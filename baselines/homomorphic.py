@@ -85,6 +85,10 @@ class EncryptedSum:
         messages = tuple(Message(i, "ciphertext", {"ciphertext": _placeholder(len(boxes))}) for i, boxes in enumerate(sealed))
         return Delivery(messages, fixed.mean(total, layout, device), tuple(range(len(updates))))
 
+    def part(self, update: Params, weights: Sequence[float], site: int) -> Params:
+        """What a site knows of the sum: its own update, as rounded there."""
+        return FixedPoint.agreed(weights, self.bound).rounded(update, weights[site], site)
+
 
 def _placeholder(boxes: int) -> torch.Tensor:
     """As many bytes as the ciphertexts have; their content says nothing without a key, and would let no two records of a run agree."""

@@ -41,6 +41,10 @@ class MaskedSum:
         """One round; raises Aborted where fewer sites survive than the threshold needs."""
         return self.session(updates, weights, exchange)[0]
 
+    def part(self, update: Params, weights: Sequence[float], site: int) -> Params:
+        """What a site knows of the sum: its own update, as rounded there."""
+        return FixedPoint.agreed(weights, self.bound).rounded(update, weights[site], site)
+
     def session(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> tuple[Delivery, Transcript]:
         """The same, with all that the server saw."""
         if not len(updates) == len(weights) == len(exchange.keys):

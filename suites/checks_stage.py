@@ -121,8 +121,21 @@ class Stage:
         own = self.stack.topology == "federated"
         probes, chosen_on = self.probes if own else (), self.test
         return train(
-            self.task, self.stack, self.federation, self.pool, [self.assignment], validation=chosen_on, probes=probes, chunk=SITES
+            self.task,
+            self.stack,
+            self.federation,
+            self.pool,
+            [self.assignment],
+            validation=chosen_on,
+            probes=probes,
+            chunk=SITES,
+            colluder=self.colluder,
         )[0]
+
+    @property
+    def colluder(self) -> int:
+        """The site that looks, at view "site": not the one that holds canaries."""
+        return 1 if len(self.canaries) else 0
 
     @cached_property
     def trained(self) -> Trained:
@@ -171,12 +184,14 @@ class Stage:
         """A scene for a goal; under ``null`` nothing of the truth is seen: only records are asked about that no model or message saw."""
         mixed = torch.cat([self.outside, self.unseen] if null else [self.members, self.outside])
         mixed = mixed[torch.randperm(len(mixed), generator=stream("check", "candidates", null))]
+        if view == "site":  # which knows its own
+            mixed = mixed[~torch.isin(mixed, self.sites[self.colluder])]
         member = torch.isin(mixed, self.outside if null else self.members)
         if goal == "audit":  # null: other coins, which had nothing to do with training
             mixed = self.canaries
             member = torch.rand(len(mixed), generator=stream("check", "other coins")) < 0.5 if null else self.coins
         memberships = {"membership": member.float(), "audit": member.float()}
-        truth = {**memberships, "reconstruction": self._targets(null, sums)}.get(goal, self.trained.secret)
+        truth = {**memberships, "reconstruction": self._targets(null, sums, view)}.get(goal, self.trained.secret)
         scene = Scene(
             task=self.task,
             stack=self.stack,
@@ -190,15 +205,17 @@ class Stage:
             keys=keys("check", "adversary"),
             references=self.references(mixed),
             truth=lambda: truth,
-            own_records=self.records(self.sites[0]) if view == "site" else None,
+            own_records=self.records(self.sites[self.colluder]) if view == "site" else None,
+            colluder=self.colluder,
         )
         return Trial(scene, self.evidence, truth)
 
-    def _targets(self, null: bool, sums: bool) -> list[Tensor]:
+    def _targets(self, null: bool, sums: bool, view: str) -> list[Tensor]:
         """The records behind each message in order; under ``null`` records that no message saw."""
         messages = self._behind(self.unseen if null else self.members)
         if sums or self.stack.channel is not None:
-            return [self.pool.x[[row for part in parts for row in part]] for parts in messages]
+            looker = self.colluder if view == "site" else None
+            return [self.pool.x[[row for site, part in enumerate(parts) if site != looker for row in part]] for parts in messages]
         return [self.pool.x[list(part)] for parts in messages for part in parts]
 
 

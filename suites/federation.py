@@ -22,6 +22,7 @@ from suites.contracts import (
     Federation,
     Local,
     Message,
+    Own,
     Params,
     Probe,
     ProbeRecord,
@@ -130,6 +131,7 @@ def train(
     keep: Callable[[int], bool] = lambda _: True,
     chunk: int = 16,
     witness: Witness | None = None,
+    colluder: int = 0,
 ) -> list[Trained]:
     """Train every assignment under one defense stack.
 
@@ -141,6 +143,7 @@ def train(
     keep : which rounds' messages are recorded (probed rounds always are).
     chunk : lanes that share a tensor operation; 1 trains each alone.
     witness : takes notes of the first assignment's batches, noise and clipping.
+    colluder : the site whose own part of each recorded mean is noted where a channel hides it (``Round.own``).
 
     Raises
     ------
@@ -168,7 +171,7 @@ def train(
         probes, keep = (), lambda _: False  # no message crosses a wire
     elif POOLED in flaws:
         assignments = [Assignment((*a.sites, torch.cat(a.sites)), a.coordinates, a.defense_coordinates) for a in assignments]
-    return _Run(task, stack, federation, pool, assignments, validation, chunk, witness).rounds(probes, keep)
+    return _Run(task, stack, federation, pool, assignments, validation, chunk, witness, colluder).rounds(probes, keep)
 
 
 def _shape(pool: Pool, assignment: Assignment) -> Shape:
@@ -207,8 +210,9 @@ class _Run:
         validation: Tensor | None,
         chunk: int,
         witness: Witness | None = None,
+        colluder: int = 0,
     ) -> None:
-        self.witness = witness
+        self.witness, self.colluder = witness, colluder
         self.task, self.stack, self.federation, self.pool = task, stack, federation, pool
         self.assignments, self.validation, self.chunk = list(assignments), validation, chunk
         self.started = time.perf_counter()
@@ -290,7 +294,7 @@ class _Run:
                     participants = [[site for at, site in enumerate(sites) if at not in own] for sites, own in zip(participants, lost)]
             updates = self._local(participants)
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
-            combined, messages = self._collect(index, participants, updates, lost, record=keep(index) or any(probed))
+            combined, messages, own = self._collect(index, participants, updates, lost, record=keep(index) or any(probed))
             if self.stack.releases:
                 combined = self._released(combined)
             if messages:
@@ -298,7 +302,7 @@ class _Run:
                     if stopped[r]:
                         continue
                     sums = {name: tensor[r] for name, tensor in combined.items()}
-                    kept[r].append(Round(index, self._global(r), messages[r], sums, tuple(probed[r])))
+                    kept[r].append(Round(index, self._global(r), messages[r], sums, tuple(probed[r]), own[r]))
             self.globals = {
                 name: (value + combined[name]).to(value.dtype) if name in combined else value for name, value in self.globals.items()
             }
@@ -386,8 +390,8 @@ class _Run:
         lost: Sequence[dict[int, str]],
         *,
         record: bool,
-    ) -> tuple[Params, list[tuple[Message, ...]]]:
-        """What the server combines [R, ...], and each federation's messages where they are recorded (else none)."""
+    ) -> tuple[Params, list[tuple[Message, ...]], list[Own | None]]:
+        """What the server combines [R, ...], and each federation's messages and colluder's part where they are recorded."""
         weights = [
             [1.0 if self.equal_weights else float(len(self.assignments[r].sites[s])) for s in sites] for r, sites in enumerate(participants)
         ]
@@ -404,13 +408,15 @@ class _Run:
             # One formula whether a round is recorded or not: what is kept must not move a number.
             sums = {name: mean(name, rows) for name, rows in updates.items()}
             sent = [self._plain(r, sites, _rows(updates, r * each, each)) for r, sites in enumerate(participants)] if record else []
-            return sums, sent
+            return sums, sent, [None for _ in participants]
         deliveries, at = [], 0
         for r, sites in enumerate(participants):
-            deliveries.append(self._deliver(r, index, sites, _rows(updates, at, len(sites)), weights[r], b"round", lost[r]))
+            own_rows = _rows(updates, at, len(sites))
+            deliveries.append(self._deliver(r, index, sites, own_rows, weights[r], b"round", lost[r], record=record))
             at += len(sites)
         combined = {name: torch.stack([delivery.combined[name] for delivery in deliveries]) for name in deliveries[0].combined}
-        return combined, [delivery.messages for delivery in deliveries] if record else []
+        sent = [delivery.messages for delivery in deliveries] if record else []
+        return combined, sent, [delivery.own for delivery in deliveries]
 
     def _deliver(
         self,
@@ -421,6 +427,8 @@ class _Run:
         weights: Sequence[float],
         kind: bytes,
         lost: Mapping[int, str] = MappingProxyType({}),
+        *,
+        record: bool = True,
     ) -> Delivery:
         """Encode, send and combine the sites' updates; ``lost`` ones vanish on the way."""
         if self.stack.encodes:
@@ -432,13 +440,25 @@ class _Run:
             exchange = Exchange(index, context, self._global(r), streams, lost)
             sent = self.stack.channel.run(updates, weights, exchange)  # which numbers its sites from 0
             messages = tuple(replace(m, site=participants[m.site]) for m in sent.messages)
-            return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors))
+            own = self._own(participants, updates, weights, sent.survivors) if record else None
+            return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors), own)
         total = sum(weights)
         combined = {
             name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
             for name, value in updates[0].items()
         }
         return Delivery(self._plain(r, participants, updates), combined, tuple(participants))
+
+    def _own(
+        self, participants: Sequence[int], updates: Sequence[Params], weights: Sequence[float], survivors: Sequence[int]
+    ) -> Own | None:
+        """The colluding site's part of a sum that hides it; None where it took no part."""
+        at = participants.index(self.colluder) if self.colluder in participants else -1
+        if at not in survivors:
+            return None
+        part = getattr(self.stack.channel, "part", None)
+        update = updates[at] if part is None else part(updates[at], weights, at)
+        return Own(update, weights[at], sum(weights[site] for site in survivors))
 
     def _plain(self, r: int, participants: Sequence[int], updates: Sequence[Params]) -> tuple[Message, ...]:
         """Updates in the clear, with the sites' record counts where the mean is weighted by them."""
@@ -466,7 +486,7 @@ class _Run:
                 Message(m.site, "gradient", m.payload) if m.kind == "update" and probe.optimiser == "gradient" else m
                 for m in delivery.messages
             )
-            records.append(ProbeRecord(probe, sent, delivery.combined))
+            records.append(ProbeRecord(probe, sent, delivery.combined, delivery.own))
         return records
 
     def _probe_message(self, probe: Probe, r: int, site: int) -> Params:

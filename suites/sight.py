@@ -21,6 +21,11 @@ _WHY_NOT = {
 }
 
 
+def goal_of(goal: str, unit: str) -> str:
+    """The goal that a row states: membership of whole persons or sites is a question of its own, beside that of single records."""
+    return f"{goal}:{unit}" if goal == "membership" and unit in ("person", "site") else goal
+
+
 def available(view: str, *, topology: str, masked: bool, has_references: bool) -> frozenset[str]:
     """What a view sees; ``masked`` says that a channel lets the server read only the sum."""
     if topology == "local_only":
@@ -28,10 +33,10 @@ def available(view: str, *, topology: str, masked: bool, has_references: bool) -
     sights = ALWAYS | {"released"} | ({"references"} if has_references else set())
     if topology == "centralized" or view == "outsider":
         return sights
-    sights |= {"broadcasts", "sums"}
-    if view == "site":
+    sights |= {"broadcasts", "sums", "probe_sums"}
+    if view == "site":  # a mean reaches it as the step of the model, and it takes its own part out
         return sights | {"own_records"}
-    return sights | {"probe_sums"} | (set() if masked else {"updates", "probes"})
+    return sights | (set() if masked else {"updates", "probes"})
 
 
 def skip_reason(needs: Iterable[str], view: str, *, topology: str, masked: bool, has_references: bool) -> str | None:

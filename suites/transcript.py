@@ -1,6 +1,7 @@
 """A federation's transcript on disk: everything that crossed the wire, as safetensors plus a JSON index. No secret is ever in it.
 
-``wire.safetensors`` holds tensors under ``round/<i>/…``; ``wire.json`` says what they are.
+``wire.safetensors`` holds tensors under ``round/<i>/…``; ``wire.json`` says what they are. ``site.safetensors`` has what the colluding site
+put into sums that hide it: it knows that, and nobody else does.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from suites.contracts import Message, Params, Probe, ProbeRecord, Round
+from suites.contracts import Message, Own, Params, Probe, ProbeRecord, Round
 from suites.observation import Evidence
 
-TENSORS, INDEX = "wire.safetensors", "wire.json"
+TENSORS, INDEX, SITE = "wire.safetensors", "wire.json", "site.safetensors"
 
 
 def save(folder: Path, evidence: Evidence) -> None:
@@ -35,6 +37,7 @@ def save(folder: Path, evidence: Evidence) -> None:
             _put(tensors, f"{at}/probe/{n}/combined", probe.combined)
             entry = {"probe": asdict(probe.probe), "messages": _messages(tensors, f"{at}/probe/{n}", probe.messages)}
             index["rounds"][-1]["probes"].append(entry)
+    _save_own(folder, evidence)
     save_file(tensors, folder / TENSORS)
     (folder / INDEX).write_text(json.dumps(index))
 
@@ -42,6 +45,7 @@ def save(folder: Path, evidence: Evidence) -> None:
 def load(folder: Path, device: str | torch.device = "cpu") -> Evidence:
     """Read a transcript back."""
     index = json.loads((folder / INDEX).read_text())
+    inside = _load_own(folder, device)
     groups: dict[str, Params] = {}
     for name, tensor in load_file(folder / TENSORS, device=str(device)).items():
         prefix, _, own = name.partition("//")
@@ -53,10 +57,35 @@ def load(folder: Path, device: str | torch.device = "cpu") -> Evidence:
         for n, probe in enumerate(entry["probes"]):
             spec = {**probe["probe"], "records": tuple(tuple(site) for site in probe["probe"]["records"])}
             messages = _read(groups, f"{at}/probe/{n}", probe["messages"])
-            probes.append(ProbeRecord(Probe(**spec), messages, groups.get(f"{at}/probe/{n}/combined", {})))
+            probes.append(ProbeRecord(Probe(**spec), messages, groups.get(f"{at}/probe/{n}/combined", {}), inside.get(f"{at}/probe/{n}")))
         messages = _read(groups, at, entry["messages"])
-        rounds.append(Round(entry["index"], groups[f"{at}/broadcast"], messages, groups[f"{at}/combined"], tuple(probes)))
+        rounds.append(Round(entry["index"], groups[f"{at}/broadcast"], messages, groups[f"{at}/combined"], tuple(probes), inside.get(at)))
     return Evidence(rounds, [groups[f"final/{i}"] for i in range(index["finals"])], index["samples"])
+
+
+def _save_own(folder: Path, evidence: Evidence) -> None:
+    """The colluding site's parts, where there are any."""
+    parts = {f"round/{record.index}": record.own for record in evidence.rounds}
+    parts |= {f"round/{record.index}/probe/{n}": probe.own for record in evidence.rounds for n, probe in enumerate(record.probes)}
+    found = {at: own for at, own in parts.items() if own is not None}
+    tensors: Params = {}
+    for at, own in found.items():
+        _put(tensors, at, own.update)
+    if found:
+        save_file(tensors, folder / SITE, {"weights": json.dumps({at: [own.weight, own.total] for at, own in found.items()})})
+
+
+def _load_own(folder: Path, device: str | torch.device) -> dict[str, Own]:
+    path = folder / SITE
+    if not path.is_file():
+        return {}
+    with safe_open(path, "pt", device=str(device)) as held:
+        weights = json.loads(held.metadata()["weights"])
+        tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 (not a mapping)
+    return {
+        at: Own({name.removeprefix(f"{at}//"): t for name, t in tensors.items() if name.startswith(f"{at}//")}, weight, total)
+        for at, (weight, total) in weights.items()
+    }
 
 
 def _put(tensors: Params, prefix: str, params: Params) -> None:
