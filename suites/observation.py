@@ -21,6 +21,7 @@ from suites.contracts import (
     Federation,
     KeySource,
     Message,
+    Own,
     Params,
     ProbeRecord,
     Records,
@@ -76,6 +77,7 @@ class Scene:
     truth: Callable[[], Any]
     own_records: Records | None = None
     claim: Claim | None = None
+    colluder: int = 0  # the site that looks, at view "site"
 
 
 def why_not(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
@@ -132,9 +134,32 @@ class Seen:
             record.index,
             record.broadcast,
             {site: m.payload for site, m in clear.items()},
-            record.combined,
+            self._others(record.combined, record.own or self._in_the_clear(record.messages)),
             {site: m.records for site, m in clear.items() if m.records is not None},
         )
+
+    def _in_the_clear(self, messages: Sequence[Message], *, equal: bool = False) -> Own | None:
+        """The looking site's part of a mean of plain messages, ``equal`` or by their record counts; None where it sent none."""
+        plain = [m for m in messages if m.kind in ("update", "gradient")]
+        weights = [1.0 if equal or m.records is None else float(m.records) for m in plain]
+        return next((Own(m.payload, w, sum(weights)) for m, w in zip(plain, weights) if m.site == self._scene.colluder), None)
+
+    def _others(self, combined: Params, own: Own | None) -> Params | None:
+        """The mean that a threat is left with: a site takes out its own part, whatever else hides single updates; None if nobody is left.
+
+        A site is granted the weights of its own part and of the whole: sites' sizes are public (``Shape``), and the sum states its total.
+        """
+        if self.threat.view != "site" or own is None:
+            return combined
+        rest = own.total - own.weight
+        if rest <= 0:
+            return None
+        return {
+            name: ((own.total * mean.double() - own.weight * own.update[name].double()) / rest).to(mean.dtype)
+            if mean.is_floating_point() and name in own.update
+            else mean
+            for name, mean in combined.items()
+        }
 
     @property
     def targets(self) -> Sequence[Target]:
@@ -150,17 +175,20 @@ class Seen:
         clear: list[Message] = [m for m in probe.messages if m.kind in ("update", "gradient")]
         if clear and self._scene.stack.channel is None:
             return [target(m.payload, len(p.records[m.site]), m.site, 1) for m in clear]
-        return [self.sum_target(record, probe)]
+        return self._sum_targets(record, probe)
 
-    @staticmethod
-    def sum_target(record: Round, probe: ProbeRecord) -> Target:
-        p = probe.probe
-        sizes = [len(r) for r in p.records if r]
-        return Target(record.broadcast, probe.combined, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index)
+    def _sum_targets(self, record: Round, probe: ProbeRecord) -> list[Target]:
+        """The sites' combined answer to a probe as this threat reads it; none where only the looking site answered."""
+        p, looker = probe.probe, self._scene.colluder if self.threat.view == "site" else None
+        sizes = [len(own) for site, own in enumerate(p.records) if own and site != looker]
+        update = self._others(probe.combined, probe.own or self._in_the_clear(probe.messages, equal=True))
+        if update is None:
+            return []
+        return [Target(record.broadcast, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index)]
 
     @property
     def target_sums(self) -> Sequence[Target]:
-        return [self.sum_target(record, probe) for record in self._evidence.rounds for probe in record.probes]
+        return [target for record in self._evidence.rounds for probe in record.probes for target in self._sum_targets(record, probe)]
 
     @property
     def key(self) -> Secret | None:
