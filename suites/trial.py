@@ -78,8 +78,9 @@ class Trial:
             self.adversary,
             self.references,
             lambda: self.truth["value"],
-            prepared.records(prepared.sites[0]) if threat.view == "site" else None,
+            prepared.records(prepared.sites[bench.colluder]) if threat.view == "site" else None,
             _claimed(trained),
+            bench.colluder,
         )
         self.seen = Seen(self.scene, self.evidence, threat)
 
@@ -141,7 +142,8 @@ class Trial:
         for record in self.evidence.rounds:
             for probe in record.probes:
                 if self._sums(attack):
-                    found.append(x[torch.tensor([i for site in probe.probe.records for i in site])])
+                    asked = [i for site, own in enumerate(probe.probe.records) if site != self._looker for i in own]
+                    found.append(x[torch.tensor(asked, dtype=torch.int64)])
                 else:
                     found += [x[torch.tensor(probe.probe.records[message.site])] for message in probe.messages]
         if not found:
@@ -162,7 +164,12 @@ class Trial:
         prepared = self.bench.prepared
         if self.threat.view != "site":
             return torch.ones(len(prepared.candidates), dtype=torch.bool)
-        return ~torch.isin(prepared.candidates, prepared.sites[0])
+        return ~torch.isin(prepared.candidates, prepared.sites[self.bench.colluder])
+
+    @property
+    def _looker(self) -> int | None:
+        """The site that looks, whose own records nobody is asked about."""
+        return self.bench.colluder if self.threat.view == "site" else None
 
     def _score_audit(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
         if not self.bench.spec.get("inserts"):
