@@ -59,6 +59,11 @@ class Perturbation:
     def cohort(self, data: DataSpec) -> Cohort:
         """Perturbed cells; x = [flags | neighbours' flags | cell line | change], y and person are the perturbation in a line."""
         raw = load(data)
+        if raw.person is not None:
+            raise RequestError(
+                f"perturbation got a person column for {raw.name}, but what no part shares is a perturbation in a cell line, so a person's "
+                "cells would lie in training and test; leave the person column out, or name the person as the site (--site)"
+            )
         parts = [genes_of(name) for name in raw.classes]
         genes = sorted({gene for part in parts for gene in part})
         line = np.zeros(len(raw), dtype=np.int64) if raw.site is None else raw.site

@@ -2,18 +2,19 @@
 
 In the spirit of SpatialGlue (Long et al. 2024, Nat. Methods 21, 1658) and of the reference's multi-omics code: expression is propagated
 over the graph of spatial neighbours, once and twice (Wu et al. 2019, ICML: a simplified graph convolution), before a dense encoder and
-decoder. The graph joins a cell to its nearest in the same site and the same part, so no site needs another's records, and none of the
-parts knows another's.
+decoder. The graph joins a cell to its nearest of the same unit: no site needs another's records, none of the parts knows another's.
 
 A record is a cell with its neighbourhood: reconstructing it reconstructs what its neighbours give away as well. Its place travels aside,
-for the metric of coherence; the network does not read it. Tissue is cut into tiles, and a tile is in one part (``unit: person``): random
-cells of one tissue would have the test cells' neighbours in training.
+for the metric of coherence; the network does not read it. What a part of the split holds whole (``unit: person``) is a tile of tissue, a
+section or a donor: random cells of one tissue would have the test cells' neighbours in training. Since no cell has a neighbour beyond its
+unit, leaving a unit out moves no record of another: membership of units, and an ε for units (``dp_sgd:unit=person``), are about all that
+the unit's cells gave. Of a single cell that cannot be said, only of its record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from suites.tasks.structured import Table
 
 HOPS = 2
 PLACE = 2  # columns aside
+PARTS = 4  # of a split
 
 
 class SpatialDomains:
@@ -42,29 +44,43 @@ class SpatialDomains:
     ----------
     hidden, width : widths of the hidden layers and of the embedding
     strips : sites that each section is cut into along its longer side; 1 leaves sections as sites
-    tiles : each site is cut into tiles x tiles of equal numbers of cells, the units of the split
+    tiles : each site is cut into tiles x tiles of equal numbers of cells
+    unit : what no part of the split shares, and no cell's neighbourhood crosses: a tile, a section (the data's sites; ten and more of
+        them, or membership of a section is a toss of two coins), or a donor (the data's person column)
     """
 
     name: ClassVar[str] = "spatial_domains"
     lower: frozenset[str] = frozenset()
     shared_inputs: ClassVar[str] = (
-        "in spatial_domains a cell is part of its neighbours' records too, also across tiles, so an ε for one record or one tile is no ε "
-        "for one cell or for all that a tile's cells gave away"
+        "in spatial_domains a cell is part of its neighbours' records too, so an ε for one record is no ε for one cell (one for persons, "
+        "who are tiles, sections or donors here, is one for all that their cells gave: no neighbourhood crosses them)"
     )
 
-    def __init__(self, *, hidden: int = 64, width: int = 16, strips: int = 1, tiles: int = 5) -> None:
+    def __init__(
+        self, *, hidden: int = 64, width: int = 16, strips: int = 1, tiles: int = 5, unit: Literal["tile", "section", "donor"] = "tile"
+    ) -> None:
+        if unit not in ("tile", "section", "donor"):
+            raise RequestError(f"spatial_domains got unit={unit}, but a part of the split holds whole tiles, sections or donors; name one")
         if min(hidden, width, strips) < 1 or tiles < 3:
             raise RequestError(
                 "spatial_domains needs hidden, width and strips of at least 1 and tiles of at least 3, or a part has no tile"
             )
-        self.hidden, self.width, self.strips, self.tiles = hidden, width, strips, tiles
+        self.hidden, self.width, self.strips, self.tiles, self.unit = hidden, width, strips, tiles, unit
         self.layout = Layout((1,), PLACE)
 
     # ------------------------------------------------------------------------------------------------------------- data
 
     def cohort(self, data: DataSpec) -> Cohort:
-        """The cells with their places as the last two features; sites are strips of sections, persons are tiles."""
+        """The cells with their places as the last two features; sites are strips of sections, persons are the units."""
         cells = load(data)
+        if (cells.person is None) == (self.unit == "donor"):
+            raise RequestError(
+                f"spatial_domains got unit=donor, but nobody says which donor gave a cell of {cells.name}; name the person column, or take "
+                "unit=section or unit=tile"
+                if cells.person is None
+                else f"spatial_domains got a person column for {cells.name} and unit={self.unit}, which would spread a donor's cells over "
+                "training and test; set unit=donor (spatial_domains:unit=donor), or leave the person column out"
+            )
         try:
             place = load(data.model_copy(update={"matrix": "obsm/spatial", "transform": "none", "missing": None})).x
         except RequestError as error:
@@ -86,7 +102,14 @@ class SpatialDomains:
         features = (*cells.features, "place 1", "place 2")
         x = np.concatenate([cells.x, place], 1)
         about = (cells.citation, cells.licence, cells.transform)
-        return Cohort(cells.name, x, cells.y, cells.classes, features, site, sites, tile, *about)
+        unit = {"tile": tile, "section": section, "donor": cells.person}[self.unit]
+        assert unit is not None
+        if self.unit != "tile" and len(np.unique(unit)) < PARTS:
+            raise RequestError(
+                f"spatial_domains got unit={self.unit}, but {cells.name} has {len(np.unique(unit))} of them where each of the split's "
+                f"{PARTS} parts needs one; take unit=tile"
+            )
+        return Cohort(cells.name, x, cells.y, cells.classes, features, site, sites, unit, *about)
 
     def table(self, cohort: Cohort, parts: Split) -> Table:
         """[own | mean of neighbours | mean of their neighbours | place]; each standardised by auxiliary records."""
@@ -94,12 +117,15 @@ class SpatialDomains:
         public = Preprocessor.fit(cohort.x[parts.auxiliary.numpy(), :-PLACE])
         own = public.transform(cohort.x[:, :-PLACE])
         assert cohort.site is not None
+        assert cohort.person is not None
         part = np.zeros(len(cohort), dtype=np.int64)  # 0 is training
         for code, held in enumerate((parts.validation, parts.test, parts.auxiliary), 1):
             part[held.numpy()] = code
         hops = [own.clone() for _ in range(HOPS)]
-        for code in np.unique(np.stack([part, cohort.site]), axis=1).T:
-            rows = torch.from_numpy(np.flatnonzero((part == code[0]) & (cohort.site == code[1])))
+        # A part holds whole units, unless the split is by record; a unit may lie at two sites, where the site is the section's strip.
+        apart = np.unique(np.stack([part, cohort.site, cohort.person]), axis=1, return_inverse=True)[1].reshape(-1)
+        for code in range(int(apart.max()) + 1):
+            rows = torch.from_numpy(np.flatnonzero(apart == code))
             near = torch.from_numpy(nearest(place[rows.numpy()]))
             held = own[rows]
             for hop in hops if near.shape[1] else ():
@@ -107,8 +133,8 @@ class SpatialDomains:
                 hop[rows] = held
         # Sites lie far apart, so that no cell's neighbour is at another site.
         span = float(np.ptp(place, axis=0).max()) or 1.0
-        apart = torch.from_numpy((place - place.min(0)) / span + 3.0 * np.stack([cohort.site, np.zeros(len(cohort))], 1)).float()
-        x = torch.cat([own, *hops, apart], 1)
+        placed = torch.from_numpy((place - place.min(0)) / span + 3.0 * np.stack([cohort.site, np.zeros(len(cohort))], 1)).float()
+        x = torch.cat([own, *hops, placed], 1)
         mean, scale = public.mean.repeat(1 + HOPS), public.scale.repeat(1 + HOPS)
         self.layout = Layout((own.shape[1] * (1 + HOPS),), PLACE)
         return Table(x, torch.cat([mean, torch.zeros(PLACE)]), torch.cat([scale, torch.ones(PLACE)]), self.layout)

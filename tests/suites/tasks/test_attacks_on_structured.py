@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from attacks.gradient_inversion.closed_form import ClosedForm
+from suites import registry
 from suites.bench import Bench, Row
 from suites.contracts import Threat
 from suites.referee import attack_cell, reference_cell, train_cell
@@ -23,7 +24,7 @@ TASKS = {"perturbation": (SCREEN, "person"), "spatial_domains": (TISSUE, "person
 
 
 def spec(task: str, defense: str = "fedavg", **changes: Any) -> dict[str, Any]:
-    data, unit = TASKS[task]
+    data, unit = TASKS[task.partition(":")[0]]
     return {
         "suite": "s",
         "task": task,
@@ -165,3 +166,65 @@ def test_a_place_that_no_message_depends_on_is_not_scored(tmp_path: Path) -> Non
     assert (layout.aside, layout.target) == (2, 0)
     rows, _ = Trial(bench, Threat(), folder, []).run(ClosedForm(), "closed_form", {"attack": "closed_form", "goal": "reconstruction"})
     assert next(row for row in rows if row["metric"] == "r2")["value"] > 0.999
+
+
+def test_a_cell_that_sent_nothing_falls_out_of_its_neighbours_message(tmp_path: Path) -> None:
+    """Whoever knows five of a spot's six neighbours reads the sixth off its message: the mean over all is in the record (graph known)."""
+    given = spec("spatial_domains", data={"name": "synthetic_tissue", "params": {"rows": 24, "columns": 24, "features": 12}})
+    folder = tmp_path / "train" / "target"
+    folder.mkdir(parents=True)
+    train_cell(given, folder)
+    bench = Bench(given, None)
+    trial = Trial(bench, Threat(), folder, [])
+    guess, _ = trial.guess(ClosedForm(), "closed_form")
+    probe = trial.evidence.rounds[0].probes[0].probe
+    x, tile, genes = bench.prepared.pool.x, bench.prepared.person, 12
+    spot = probe.records[0][0]
+    assert tile is not None
+    home = (tile == tile[spot]).nonzero().squeeze(1)
+    gap = (x[home, -2:] - x[spot, -2:]).norm(dim=1).double()
+    near = home[gap.argsort()[1:7]]
+    torch.testing.assert_close(x[near, :genes].mean(0), x[spot, genes : 2 * genes], rtol=1e-4, atol=1e-4)  # choose another seed: a tie
+    unseen = next(i for i in near.tolist() if i not in probe.records[0])
+    known = [i for i in near.tolist() if i != unseen]
+    read = 6 * guess.value[0][0, genes : 2 * genes] - x[known, :genes].sum(0)
+    assert float(torch.nn.functional.cosine_similarity(read, x[unseen, :genes], dim=0)) > 0.99
+
+
+def by_section(rate: float) -> dict[str, Any]:
+    """Thirty small sections of unlike tissue, of which a third is trained on; no section is in two parts."""
+    return spec(
+        "spatial_domains:unit=section",
+        "centralized",
+        data={
+            "name": "synthetic_tissue",
+            "params": {"sections": 30, "rows": 4, "columns": 4, "features": 40, "section_shift": 2.0, "noise": 0.3},
+        },
+        split={"unit": "person", "train": 0.4, "validation": 0, "test": 0.4, "auxiliary": 0.2},
+        federation={"rounds": 1, "local": {"epochs": 80, "batch": 36, "lr": rate}},
+        probes=[],
+    )
+
+
+def section_auc(folder: Path, rate: float) -> float:
+    """AUC of sections by the mean of their cells' losses."""
+    given = by_section(rate)
+    target = folder / "train" / "target"
+    target.mkdir(parents=True)
+    train_cell(given, target)
+    bench = Bench(given, None)
+    trial = Trial(bench, Threat(unit="person"), target, [])
+    guess, _ = trial.guess(registry.find("attacks", "loss_threshold").make(), "loss_threshold")
+    prepared = bench.prepared
+    assert prepared.person is not None
+    section = prepared.person[prepared.candidates]
+    codes = torch.unique(section)
+    scores = torch.stack([guess.value[section == code].double().mean() for code in codes])
+    member = torch.stack([prepared.member[section == code].all() for code in codes])
+    assert bool((member == torch.stack([prepared.member[section == code].any() for code in codes])).all()), "a section is half a member"
+    return float((scores[member][:, None] > scores[~member]).double().mean())
+
+
+def test_membership_of_a_section_shows_where_its_cells_are_learnt_and_not_where_nothing_is(tmp_path: Path) -> None:
+    assert section_auc(tmp_path / "learnt", 1e-2) > 0.9
+    assert 0.15 < section_auc(tmp_path / "nothing", 1e-9) < 0.85  # 12 sections against 12

@@ -61,6 +61,11 @@ def spec(path: str, defense: str = "centralized", **changes: Any) -> dict[str, A
     }
 
 
+def test_a_person_column_that_nobody_would_keep_whole_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="a person's cells would lie in training and test"):
+        Perturbation().cohort(data(write(tmp_path)).model_copy(update={"person": "line"}))
+
+
 def test_names_of_conditions() -> None:
     assert genes_of("KLF1+MAP2K6") == ("KLF1", "MAP2K6")
     assert genes_of("KLF1+ctrl") == ("KLF1",)

@@ -35,6 +35,7 @@ def write(folder: Path, *, place: bool = True, shift: float = 0.0) -> str:
     x = np.concatenate([mean[layer] + rng.normal(0, 1.2, (len(grid), GENES)) for _ in range(2)]).astype(np.float32)
     x[MOVED] += shift
     obs = pd.DataFrame({"layer": [f"L{v}" for v in np.tile(layer, 2)], "section": np.repeat(["s1", "s2"], len(grid))})
+    obs["donor"] = [f"d{v}" for v in 5 * np.arange(len(obs)) // len(obs)]  # the third gave tissue to both sections
     obs.index = pd.Index([f"cell{i}" for i in range(len(obs))])
     data = anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(GENES)]))
     if place:
@@ -76,8 +77,8 @@ def test_tiles_and_strips(tmp_path: Path) -> None:
     assert long[cohort.site == 0].max() <= long[cohort.site == 1].min()
 
 
-def test_neighbours_are_of_the_same_site_and_part(tmp_path: Path) -> None:
-    """Moving one cell's values moves the inputs of cells of its own part and section, and of nobody else (the public units aside)."""
+def test_neighbours_are_of_the_same_tile(tmp_path: Path) -> None:
+    """Moving one cell's values moves the inputs of cells of its own tile, and of nobody else (the public units aside)."""
     prepared, moved = (prepare(spec(write(tmp_path, shift=shift)), None) for shift in (0.0, 50.0))
     cell = MOVED
     parts = {"train": torch.cat(prepared.sites), "test": prepared.test, "validation": prepared.validation, "auxiliary": prepared.auxiliary}
@@ -87,9 +88,68 @@ def test_neighbours_are_of_the_same_site_and_part(tmp_path: Path) -> None:
     assert cell in touched
     assert 1 < len(touched) < 60
     near = torch.cdist(prepared.pool.x[cell : cell + 1, -2:], prepared.pool.x[320:, -2:])[0].topk(9, largest=False).indices + 320
-    assert not set(near.tolist()) <= set(parts[name].tolist()), "choose another seed: no neighbour lies in another part"
-    assert set(touched) <= set(parts[name].tolist())
-    assert min(touched) >= len(prepared.pool.x) // 2  # the second section
+    tile = prepared.person
+    assert tile is not None
+    assert len(set(tile[near].tolist())) > 1, "the moved cell has no neighbour in another tile"
+    assert set(tile[touched].tolist()) == {int(tile[cell])}
+
+
+def test_of_a_split_by_record_neighbours_are_of_the_same_part_too(tmp_path: Path) -> None:
+    split = {"unit": "record", "train": 0.5, "validation": 0.1, "test": 0.2, "auxiliary": 0.2}
+    prepared, moved = (prepare(spec(write(tmp_path, shift=shift), split=split), None) for shift in (0.0, 50.0))
+    parts = (torch.cat(prepared.sites), prepared.test, prepared.validation, prepared.auxiliary)
+    own = next(set(rows.tolist()) for rows in parts if MOVED in rows.tolist())
+    assert MOVED not in prepared.auxiliary, "choose another seed: the moved cell must not set the public units"
+    assert set((prepared.pool.x != moved.pool.x).any(1).nonzero().squeeze(1).tolist()) <= own
+
+
+def test_the_units_of_the_split_may_be_sections_or_donors(tmp_path: Path) -> None:
+    data = {"name": "synthetic_tissue", "params": {"sections": 8, "rows": 8, "columns": 10, "features": 6}}
+    prepared = prepare({**spec(""), "data": data, "task": "spatial_domains:unit=section"}, None)
+    assert prepared.person is not None
+    parts = [torch.cat(prepared.sites), prepared.validation, prepared.test, prepared.auxiliary]
+    held = [set(prepared.person[part].tolist()) for part in parts]
+    assert sum(map(len, held)) == len(set().union(*held)) == 8, "a section is in two parts"
+    assert len(prepared.sites) == len(held[0])  # a section that nobody trains on is no site
+    donors = DataSpec(**{**spec(write(tmp_path))["data"], "person": "donor"})
+    cohort = SpatialDomains(unit="donor").cohort(donors)
+    assert cohort.person is not None
+    assert len(np.unique(cohort.person)) == 5
+    place = Bench({**spec(""), "data": donors.model_dump(), "task": "spatial_domains:unit=donor"}, None).prepared
+    assert place.person is not None
+    assert not set(place.person[torch.cat(place.sites)].tolist()) & set(place.person[place.test].tolist())
+
+
+@pytest.mark.parametrize(
+    ("task", "person", "said"),
+    [
+        ({"unit": "donor"}, None, "nobody says which donor"),
+        ({}, "donor", "would spread a donor's cells"),
+        ({"unit": "section"}, None, "has 2 of them where each of the split's 4 parts needs one"),
+    ],
+)
+def test_units_that_cannot_be_kept_whole_are_told(task: dict[str, Any], person: str | None, said: str, tmp_path: Path) -> None:
+    data = {**spec(write(tmp_path))["data"], "person": person}
+    with pytest.raises(RequestError, match=said):
+        SpatialDomains(**task).cohort(DataSpec(**data))
+    with pytest.raises(RequestError, match="whole tiles, sections or donors"):
+        SpatialDomains(unit="patient")  # type: ignore[arg-type]
+
+
+def test_an_epsilon_for_tiles_covers_all_that_a_tile_gave(tmp_path: Path) -> None:
+    """A whole tile of other values moves one person's summed gradient, and no other person's: what clipping by person rests on."""
+    path = write(tmp_path)
+    bench = Bench(spec(path, "dp_sgd:epsilon=8:unit=person:epochs=1"), None)
+    assert bench.shape.persons is not None
+    assert sum(bench.shape.persons) == len(torch.unique(bench.prepared.person[torch.cat(bench.prepared.sites)]))  # type: ignore[index]
+    task, x, y = bench.task, bench.prepared.pool.x, bench.prepared.pool.y
+    net = task.net(x.shape[1], 3)
+    tile = bench.prepared.person
+    assert tile is not None
+    other = prepare(spec(write(tmp_path, shift=9.0)), None).pool.x
+    moved = (task.loss(net(x), y) - task.loss(net(other), y)).abs() > 0
+    assert int(moved.sum()) > 0
+    assert set(tile[moved].tolist()) == {int(tile[MOVED])}
 
 
 def test_hops_are_means_over_six_nearest(tmp_path: Path) -> None:
@@ -99,6 +159,9 @@ def test_hops_are_means_over_six_nearest(tmp_path: Path) -> None:
     place, own, one, two = x[site, -2:], x[site, :GENES], x[site, GENES : 2 * GENES], x[site, 2 * GENES : 3 * GENES]
     gap = torch.cdist(place.double(), place.double())
     gap.fill_diagonal_(torch.inf)
+    assert prepared.person is not None
+    tile = prepared.person[site]
+    gap[tile[:, None] != tile] = torch.inf
     inner = [i for i in range(len(site)) if gap[i].sort().values[6] > gap[i].sort().values[5] + 1e-9]  # no tie for the sixth
     assert inner
     for i in inner[:5]:
