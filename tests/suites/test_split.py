@@ -194,3 +194,16 @@ def test_shares_must_make_a_whole() -> None:
     for unit in ("record", "person"):
         without = SplitSpec(unit=unit, train=0.6, validation=0.0)
         assert len(split(cohort(50, people=20), without, PartitionSpec(sites=2), 0).validation) == 0
+
+
+def test_sites_held_out_train_nothing_and_are_drawn_anew() -> None:
+    data = cohort(300, people=60)
+    every = split(data, SplitSpec(), PartitionSpec(sites=6), "seed", 1)
+    some = split(data, SplitSpec(), PartitionSpec(sites=6, held_out=2), "seed", 1)
+    assert (len(some.sites), len(some.withheld), len(some.names)) == (4, 2, 4)
+    assert {tuple(site.tolist()) for site in (*some.sites, *some.withheld)} == {tuple(site.tolist()) for site in every.sites}
+    assert torch.equal(some.test, every.test)
+    drawn = {split(data, SplitSpec(), PartitionSpec(sites=6, held_out=2), "seed", seed).names for seed in range(8)}
+    assert len(drawn) > 1
+    with pytest.raises(RequestError, match="leaves nobody to train"):
+        split(data, SplitSpec(), PartitionSpec(sites=3, held_out=3), 0)
