@@ -125,7 +125,15 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
         + _tables(tables.leakage_table(stands, name("leakage"))),
         "heat": _pictures(gallery.heat(results, prefix)) + _tables(attacks_table(summary, results, record, name("attacks"))),
         "membership": _pictures(gallery.rocs(curves, prefix))
-        + _tables(tables.attack_table(summary, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"), power)),
+        + _tables(tables.attack_table(summary, "membership", ("auc", "tpr@1%", "tpr@0.1%", "advantage"), name("membership"), power))
+        + _tables(
+            *(
+                tables.attack_table(
+                    summary, f"membership:{unit}", ("auc", "auc:record", "tpr@1%", "advantage"), name(f"membership-{unit}"), power
+                )
+                for unit in ("person", "site")
+            )
+        ),
         "reconstruction": _pictures(gallery.records(results, curves, record, prefix))
         + _tables(
             tables.attack_table(

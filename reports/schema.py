@@ -67,7 +67,7 @@ CURVES: Final[dict[str, str]] = {
 
 CELL: Final = ("suite", "task", "data", "defense", "attack", "goal", "view", "key")  # one seed of these is one cell of the grid
 
-GOALS: Final = ("reconstruction", "membership", "key", "property", "audit")
+GOALS: Final = ("reconstruction", "membership", "membership:person", "membership:site", "key", "property", "audit")
 VIEWS: Final = ("server", "site", "outsider")
 KEYS: Final = ("none", "wrong", "right", "leaked")  # and partial:<share>
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
@@ -77,7 +77,7 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "role": ("score", "control", "utility", "cost", "claim", "flag"),
     "status": ("ok", "skipped", "failed"),
 }
-CAPPED = ("membership", "reconstruction")  # goals whose oracle is 1 by definition; a key may open more than the right one, by luck
+CAPPED = ("membership", "membership:person", "membership:site", "reconstruction")  # goals whose oracle is 1 by definition; a key may open more than the right one, by luck
 HEADLINE_KEYS: Final = ("none", "wrong")  # an adversary without the key; partial, right and leaked stand apart
 UPPER_BOUND: Final = "upper bound"
 

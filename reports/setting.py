@@ -45,7 +45,8 @@ def data_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
             if partition.get("kind") == "column"
             else f"{partition.get('sites', '?')} sites, {_KINDS.get(str(partition.get('kind')), '?')}"
         )
-        terms.append(("Sites", sites + (f", α {partition.get('alpha')}" if partition.get("kind") == "dirichlet" else "")))
+        sites += f", α {partition.get('alpha')}" if partition.get("kind") == "dirichlet" else ""
+        terms.append(("Sites", sites + (f"; {held} of them take no part" if (held := partition.get("held_out")) else "")))
     if by_seed := cohort.get("site_sizes_by_seed"):
         terms.append(("Training records at each site", "; ".join(f"seed {i}: {_listed(sizes)}" for i, sizes in enumerate(by_seed))))
     elif sizes := cohort.get("site_sizes"):

@@ -80,6 +80,8 @@ SEES: Final = {
 GOALS: Final = {
     "reconstruction": "Reconstruction of records",
     "membership": "Membership of records",
+    "membership:person": "Membership of persons",
+    "membership:site": "Membership of sites",
     "key": "Opening the model (key)",
     "property": "Properties",
     "audit": "Audit",

@@ -90,7 +90,7 @@ class ThreatSpec(Strict):
 
     @model_validator(mode="after")
     def _measured(self) -> ThreatSpec:
-        if self.active or self.colluders or self.unit in ("site", "condition"):
+        if self.active or self.colluders or self.unit == "condition":
             asked = "active: true" if self.active else f"colluders: {self.colluders}" if self.colluders else f"unit: {self.unit}"
             raise ValueError(f"{asked} is not measured yet, and a row that says so would mislead; leave it out")
         return self

@@ -376,7 +376,8 @@ class Attack(Protocol):
     """A plug-in attack: one class, one idea. ``needs`` lists all it reads; lacking one makes its row ``skipped``.
 
     A class with ``control = True`` marks an end of a scale: printed beside the attacks, never the worst case. One whose power shows only in
-    some scene names it in an attribute ``ground`` (a ``Ground``).
+    some scene names it in an attribute ``ground`` (a ``Ground``). A membership attack whose scores are log-likelihood ratios says so by
+    ``log_ratio = True``: they are summed as they are where the unit is a person or a site, others by the normal scores of their ranks.
 
     An attack of goal "audit" also has ``inserts(auxiliary: Records, classes: int, rng) -> Records``: canaries, each of which the referee
     adds to site 0's training records by a fair coin. They are then the candidates; the attack scores them without seeing a coin.

@@ -29,7 +29,7 @@ from suites.cohorts.spec import DataSpec
 from suites.config import SuiteSpec, ThreatSpec
 from suites.errors import RequestError
 from suites.registry import Plugin
-from suites.sight import skip_reason
+from suites.sight import goal_of, skip_reason
 
 Stage = Literal["train", "reference", "attack"]
 Spec = Mapping[str, Any]
@@ -201,7 +201,8 @@ class _Planner:
         masks = [layer.masked for layer in layers]
         topologies = [layer.topology for layer in layers]
         topology = next((t for t in topologies if t not in (None, "federated")), None if None in topologies else "federated")
-        for threat in _active(self.suite.threats, keyed=keyed, uses_key=attack.needs is None or "key" in attack.needs):
+        asked = _of_goal(self.suite.threats, attack.goal)
+        for threat in _active(asked, keyed=keyed, uses_key=attack.needs is None or "key" in attack.needs):
             reason = None
             if attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
@@ -222,7 +223,7 @@ class _Planner:
             "data": data.name or Path(str(data.path)).stem,
             "defense": registry.label(layers),
             "attack": attack.label if attack else "",
-            "goal": (attack.goal or "") if attack else "",
+            "goal": goal_of(attack.goal or "", threat.unit if threat else "record") if attack else "",
             "view": threat.view if threat else "",
             "key": threat.key_label if threat else "",
             "seed": seed,
@@ -254,6 +255,13 @@ def _active(threats: Sequence[ThreatSpec], *, keyed: bool, uses_key: bool) -> li
         groups.setdefault((threat.view, threat.active, threat.colluders, threat.auxiliary, threat.unit), []).append(threat)
     chosen = [next((t for t in group if t.key == "none"), group[0] if keyed else None) for group in groups.values()]
     return [threat for threat in chosen if threat is not None]
+
+
+def _of_goal(threats: Sequence[ThreatSpec], goal: str | None) -> list[ThreatSpec]:
+    """The unit is what membership is asked of; every other goal looks at the same thing under each unit, once."""
+    if goal == "membership":
+        return list(threats)
+    return list(dict.fromkeys(threat.model_copy(update={"unit": "record"}) for threat in threats))
 
 
 def _refuse_twins(labels: Sequence[str], what: str) -> None:

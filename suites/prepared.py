@@ -36,7 +36,7 @@ class Prepared:
     validation: Tensor
     test: Tensor
     auxiliary: Tensor
-    candidates: Tensor  # members (all training records) and non-members (test records), shuffled
+    candidates: Tensor  # members (all training records) and non-members (test records, or those of sites held out), shuffled
     member: Tensor  # [n_candidates] bool, the scorer's
     person: Tensor | None  # [N]
     site_of: Tensor | None  # [N] the site a record would belong to, where sites are a column
@@ -44,6 +44,7 @@ class Prepared:
     scale: Tensor
     layout: Layout | None = None  # of a structured task
     public: Mapping[str, Tensor] = field(default_factory=dict)  # its public facts
+    home: Tensor | None = None  # [n_candidates] the site of each, those held out counted after the others; -1 for a test record
 
     def records(self, index: Tensor) -> Records:
         return Records(self.pool.x[index], self.pool.y[index])
@@ -95,7 +96,11 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         preprocessor = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
         table = Table(preprocessor.transform(cohort.x), preprocessor.mean, preprocessor.scale, Layout((cohort.x.shape[1],)))
     members = torch.cat(parts.sites)
-    candidates = torch.cat([members, parts.test])
+    outside = torch.cat(parts.withheld) if parts.withheld else parts.test
+    candidates = torch.cat([members, outside])
+    home = torch.full((len(candidates),), -1)
+    every = torch.cat([torch.full((len(site),), code) for code, site in enumerate((*parts.sites, *parts.withheld))])
+    home[: len(every)] = every
     order = torch.randperm(len(candidates), generator=stream(*where, "candidate order"))
     tensors = {
         "x": table.x,
@@ -106,6 +111,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         "auxiliary": parts.auxiliary,
         "candidates": candidates[order],
         "member": (torch.arange(len(candidates)) < len(members))[order],
+        "home": home[order],
         "mean": torch.as_tensor(table.mean, dtype=torch.float32),
         "scale": torch.as_tensor(table.scale, dtype=torch.float32),
         **{f"site/{i}": site for i, site in enumerate(parts.sites)},
@@ -138,6 +144,7 @@ def _read(tensors: dict[str, Tensor]) -> Prepared:
         tensors["scale"],
         _layout(tensors["layout"].tolist()) if "layout" in tensors else None,
         {name.removeprefix("public/"): tensor for name, tensor in tensors.items() if name.startswith("public/")},
+        tensors.get("home"),
     )
 
 

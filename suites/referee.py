@@ -34,6 +34,7 @@ from suites.scoring import (
     Measure,
     score_utility,
 )
+from suites.sight import goal_of
 from suites.trial import Trial
 from suites.witness import Witness
 
@@ -87,7 +88,7 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     if spec.get("budget", 1) != 1 and hasattr(attack, "budget"):
         attack.budget = max(1, round(attack.budget * spec["budget"]))
     name = registry.portable(spec["attack"])
-    where = {"attack": name, "goal": attack.goal, "view": threat.view, "key": threat.key_label}
+    where = {"attack": name, "goal": goal_of(attack.goal, threat.unit), "view": threat.view, "key": threat.key_label}
     reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
     reason = why_not(attack, threat.view, bench.stack, has_references=bool(reference_folders))
     curves: list[Row] = []

@@ -26,6 +26,11 @@ def goal_of(goal: str, unit: str) -> str:
     return f"{goal}:{unit}" if goal == "membership" and unit in ("person", "site") else goal
 
 
+def goal_of(goal: str, unit: str) -> str:
+    """The goal that a row states: membership of whole persons or sites is a question of its own, beside that of single records."""
+    return f"{goal}:{unit}" if goal == "membership" and unit in ("person", "site") else goal
+
+
 def available(view: str, *, topology: str, masked: bool, has_references: bool) -> frozenset[str]:
     """What a view sees; ``masked`` says that a channel lets the server read only the sum."""
     if topology == "local_only":

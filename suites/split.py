@@ -33,6 +33,7 @@ class Split:
     test: Tensor
     auxiliary: Tensor
     names: tuple[str, ...] = ()
+    withheld: tuple[Tensor, ...] = ()  # what the sites that take no part would have trained on
 
 
 def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object) -> Split:
@@ -69,7 +70,17 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
                 "open; use fewer sites, a larger train share or (dirichlet) a larger alpha"
             )
     validation, test, auxiliary = (torch.from_numpy(np.flatnonzero(part == code)) for code in (1, 2, 3))
-    return Split(sites, validation, test, auxiliary, names)
+    if not partition.held_out:
+        return Split(sites, validation, test, auxiliary, names)
+    if partition.held_out >= len(names):
+        raise RequestError(
+            f"held_out: {partition.held_out} of {len(names)} sites leaves nobody to train, and members are what the others are set against; "
+            "hold out fewer"
+        )
+    order = _permutation(len(names), stream("held out", *coordinates))
+    out, kept = sorted(order[: partition.held_out].tolist()), sorted(order[partition.held_out :].tolist())
+    taking_part = tuple(sites[code] for code in kept)
+    return Split(taking_part, validation, test, auxiliary, tuple(names[code] for code in kept), tuple(sites[code] for code in out))
 
 
 def _permutation(count: int, rng: torch.Generator) -> Codes:

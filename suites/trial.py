@@ -41,6 +41,7 @@ from suites.scoring import (
 )
 from suites.scoring_audit import score_audit
 from suites.scoring_rero import rero_measures
+from suites.scoring_units import unit_measures
 
 DRAWABLE = (
     "pbmc68k",
@@ -64,6 +65,9 @@ class Trial:
         candidates = prepared.records(prepared.candidates)
         if prepared.person is not None and threat.unit == "person":
             candidates = Records(candidates.x, candidates.y, person=prepared.person[prepared.candidates])
+        if prepared.home is not None and threat.unit == "site":  # which records are one site's, under names that tell nothing
+            names = torch.randperm(int(prepared.home.max()) + 1, generator=stream(*bench.where, "names of sites"))
+            candidates = Records(candidates.x, candidates.y, site=names[prepared.home])
         self.truth: dict[str, Any] = {}
         self.scene = Scene(
             bench.task,
@@ -111,6 +115,8 @@ class Trial:
 
     def run(self, attack: Attack, name: str, where: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
         self.truth["value"] = self._truth(attack)
+        if attack.goal == "membership":
+            self._units()  # a unit that cannot be asked about is skipped before anything is computed
         guess, guarded = self.guess(attack, name)
         measures, curves = getattr(self, f"_score_{attack.goal}")(attack, guess)
         measures += [
@@ -155,9 +161,29 @@ class Trial:
         return self.bench.stack.channel is not None or ("probe_sums" in attack.needs and "probes" not in attack.needs)
 
     def _score_membership(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
-        asked, person = self._asked(), self.scene.candidates.person
-        measures = score_membership(guess.value[asked], self.bench.prepared.member[asked], groups=None if person is None else person[asked])
+        asked, units, prepared = self._asked(), self._units(), self.bench.prepared
+        if units is not None:
+            ratio = bool(getattr(attack, "log_ratio", False))
+            scores, member = guess.value[asked].detach().cpu().numpy(), prepared.member[asked].numpy()
+            return unit_measures(scores, member, units[asked].numpy(), log_ratio=ratio, name=self.threat.unit), []
+        person = None if prepared.person is None else prepared.person[prepared.candidates]
+        measures = score_membership(guess.value[asked], prepared.member[asked], groups=None if person is None else person[asked])
         return measures, self._roc(guess)
+
+    def _units(self) -> Tensor | None:
+        """The person or site of each candidate where that is the threat's unit; raises ``Skip`` where their membership is no question."""
+        prepared, unit = self.bench.prepared, self.threat.unit
+        if unit == "person":
+            if prepared.person is None:
+                raise Skip("membership of persons needs to know who gave each record, and this cohort has no person column")
+            if self.bench.spec["split"].get("unit") != "person":
+                raise Skip("a split by record puts a person's records inside and outside training; split by person (split: {unit: person})")
+            return prepared.person[prepared.candidates]
+        if unit == "site":
+            if prepared.home is None or not bool((prepared.home[~prepared.member] >= 0).any()):
+                raise Skip("every site takes part, so there is none to set them against; hold some out (partition: {held_out: 3})")
+            return prepared.home
+        return None
 
     def _asked(self) -> Tensor:
         """The candidates whose membership is a question: a site knows its own records."""

@@ -33,6 +33,7 @@ class LiRA:
     """
 
     goal: ClassVar[Goal] = "membership"
+    log_ratio: ClassVar[bool] = True
     needs: ClassVar[frozenset[Sees]] = frozenset({"released", "candidates", "predict", "references", "key"})
 
     def __init__(self, count: int | None = None) -> None:

@@ -72,3 +72,4 @@ class PartitionSpec(_Frozen):
     kind: Literal["iid", "column", "dirichlet"] = "iid"
     sites: int = Field(default=5, ge=1)  # not read for "column": every value of the column is a site
     alpha: float = Field(default=0.5, ge=0.01)  # dirichlet only: small is skewed, large is IID
+    held_out: int = Field(default=0, ge=0)  # of these sites, drawn anew each seed, take no part: the others are set against them
