@@ -77,7 +77,8 @@ ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "role": ("score", "control", "utility", "cost", "claim", "flag"),
     "status": ("ok", "skipped", "failed"),
 }
-CAPPED = ("membership", "membership:person", "membership:site", "reconstruction")  # goals whose oracle is 1 by definition; a key may open more than the right one, by luck
+# Goals whose oracle is 1 by definition; a key may open more than the right one, by luck.
+CAPPED = ("membership", "membership:person", "membership:site", "reconstruction")
 HEADLINE_KEYS: Final = ("none", "wrong")  # an adversary without the key; partial, right and leaked stand apart
 UPPER_BOUND: Final = "upper bound"
 

@@ -78,7 +78,7 @@ def unit_measures(scores: ArrayLike, member: ArrayLike, units: ArrayLike, *, log
     measures = membership_measures(totals, member_units)
     chance = 1 / math.comb(ins + outs, ins)
     if chance > RARE:
-        said = f"few {name}s: a perfect order of {ins} and {outs} comes about by chance with p = {chance:.2g}, so the interval is the whole scale"
+        said = f"few {name}s: a perfect order of {ins} and {outs} has p = {chance:.2g} by chance, so the interval is the whole scale"
         ends = {"leakage": (-1.0, 1.0), "auc": (0.0, 1.0)}
         measures = [
             replace(one, low=ends[one.metric][0], high=ends[one.metric][1], reason=said) if one.metric in ends else one for one in measures

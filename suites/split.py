@@ -74,8 +74,8 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
         return Split(sites, validation, test, auxiliary, names)
     if partition.held_out >= len(names):
         raise RequestError(
-            f"held_out: {partition.held_out} of {len(names)} sites leaves nobody to train, and members are what the others are set against; "
-            "hold out fewer"
+            f"held_out: {partition.held_out} of {len(names)} sites leaves nobody to train, and members are what the others are set "
+            "against; hold out fewer"
         )
     order = _permutation(len(names), stream("held out", *coordinates))
     out, kept = sorted(order[: partition.held_out].tolist()), sorted(order[partition.held_out :].tolist())
