@@ -159,6 +159,7 @@ def test_a_site_inverts_the_other_sites_record(layers: tuple[Defense, ...]) -> N
     assert everybody.value[0].shape == (2, FEATURES)
 
 
+ROWS = "row_space_of_sum:budget=20:limit=2"
 SUITE = """
 suite: colluding
 data: {name: synthetic}
@@ -167,7 +168,7 @@ federation: {rounds: 2, local: {epochs: 2, lr: 0.005}}
 seeds: 1
 probes: {gradients: 2}
 defenses: [secure_aggregation]
-attacks: [closed_form, "ladder_of_sum:limit=2", span_of_sum]
+attacks: [closed_form, "row_space_of_sum:budget=20:limit=2", span_of_sum]
 threats: [{view: server}, {view: site}]
 """
 
@@ -176,9 +177,9 @@ def test_a_suite_has_a_row_for_the_site_that_looks_at_the_other(tmp_path: Path) 
     (tmp_path / "colluding.yaml").write_text(SUITE)
     table = api.run(tmp_path / "colluding.yaml", out=tmp_path / "out", report=False, device="cpu")
     exact = table[table["metric"] == "exact"].set_index(["attack", "view"])
-    ladder = exact.loc[("ladder_of_sum:limit=2", "site")]
-    assert (ladder["value"], ladder["n"]) == (1.0, 2)  # one record of the other site behind each of two messages
-    assert exact.loc[("ladder_of_sum:limit=2", "server")]["n"] == 4
+    one = exact.loc[(ROWS, "site")]
+    assert (one["value"], one["n"]) == (1.0, 2)  # one record of the other site behind each of two messages
+    assert exact.loc[(ROWS, "server")]["n"] == 4
     skipped = table[(table["attack"] == "closed_form") & (table["view"] == "site")]
     assert list(skipped["status"]) == ["skipped"]
     found = table[(table["metric"] == "auc") & (table["attack"] == "span_of_sum")].set_index("view")["value"]
