@@ -174,12 +174,17 @@ def data_fetch(
 
 @data_app.command(name="convert")
 def data_convert(
-    kind: Annotated[str, typer.Argument(help="procan (a CSV), gears (perturb_processed.h5ad), huvec (folders SCR, Sh-B, Sh-E, Sh-H).")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="procan (a CSV), gears (perturb_processed.h5ad), huvec (folders SCR, Sh-B, Sh-E, Sh-H), multiome (10x's .h5)."
+        ),
+    ],
     path: Annotated[Path, typer.Argument(help="The file or folder as it was given out.")],
     out: Annotated[Path, typer.Option(help="The .h5ad to write.")],
-    metadata: Annotated[Path | None, typer.Option(help="A second table of the same samples (procan).")] = None,
+    metadata: Annotated[Path | None, typer.Option(help="A second table of the same samples (procan, multiome).")] = None,
 ) -> None:
-    """Files of the published evaluation's own cohorts, in their published layouts, to an .h5ad for --data."""
+    """Files of the published evaluation's own cohorts, and of 10x's Multiome, in their published layouts to an .h5ad for --data."""
     from suites.cohorts.published_files import convert
     from suites.store import writing
 

@@ -159,7 +159,31 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
 def width(file: h5py.File, where: str) -> int | None:
     """The number of columns of an obsm matrix; None for the others, which have var's names."""
     held = file.get(where)
-    return int(held.shape[1]) if where.startswith("obsm/") and isinstance(held, h5py.Dataset) and held.ndim == 2 else None
+    if not where.startswith("obsm/") or held is None:
+        return None
+    shape = held.attrs.get("shape", ()) if isinstance(held, h5py.Group) else held.shape
+    return int(shape[1]) if len(shape) == 2 else None
+
+
+def sparse_matrix(file: h5py.File, where: str, rows: NDArray[np.bool_]) -> Any:
+    """The chosen rows of the same matrices as CSR [rows.sum(), F] float32, read in blocks; a dense one becomes sparse block by block."""
+    from scipy import sparse
+
+    held = file.get(where)
+    if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
+        present = [f"obsm/{name}" for name in file.get("obsm", ())]
+        raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else ''}")
+    shape = tuple(held.shape if isinstance(held, h5py.Dataset) else held.attrs.get("shape", held.attrs.get("h5sparse_shape")))
+    if len(shape) != 2 or shape[0] != len(rows):
+        raise RequestError(f"{file.filename}: matrix '{where}' is no table of {len(rows)} records; write the file again with anndata")
+    if isinstance(held, h5py.Dataset):
+        step = max(1, _BLOCK // max(1, held.shape[1] * held.dtype.itemsize))
+        blocks = [sparse.csr_matrix(held[i : i + step][rows[i : i + step]], dtype=np.float32) for i in range(0, len(rows), step)]
+        return sparse.vstack(blocks, format="csr")
+    kind = held.attrs.get("encoding-type", held.attrs.get("h5sparse_format"))
+    by_column = str(kind.decode() if isinstance(kind, bytes) else kind).startswith("csc")
+    stored = (held["data"][()].astype(np.float32), held["indices"][()], held["indptr"][()])
+    return (sparse.csc_matrix(stored, shape=shape) if by_column else sparse.csr_matrix(stored, shape=shape)).tocsr()[rows]
 
 
 def _dense(held: h5py.Dataset, rows: NDArray[np.bool_], out: NDArray[np.float32]) -> None:

@@ -7,6 +7,7 @@ printed, since barcodes and patient codes stay out of reports.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -73,6 +74,29 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
         )
     x, features, done = checked(str(path), x, features, data)
     return Cohort(name, x, y, classes, features, site, sites, person, citation, licence, transform=done)
+
+
+def counts(data: DataSpec) -> Any:
+    """The matrix that ``data.matrix`` names, of the records that ``load`` gives, as it is stored and never dense: CSR [N, P] float32.
+
+    For a modality of a hundred thousand features, nearly all of them zero (open chromatin); raises ``RequestError`` as ``load`` does.
+    """
+    from scipy import sparse
+
+    from suites.cohorts.named import source
+
+    found = source(data)
+    if found is None:  # generated
+        return sparse.csr_matrix(load(data).x)
+    data, path = found
+    with h5ad.open_h5ad(path) as file:
+        if data.label is None:
+            raise RequestError(f"{path} needs a label column, since it says which records are kept; name one of its obs columns")
+        rows = _labelled(path, data.label, h5ad.column(file, data.label), _only(file, data), data)
+        held = h5ad.sparse_matrix(file, data.matrix or "X", rows)
+    if not np.isfinite(held.data).all() or (held.data < 0).any():
+        raise RequestError(f"{path}: '{data.matrix}' holds values that are negative or not finite, which counts cannot be; give counts")
+    return held
 
 
 # ----------------------------------------------------------------------------------------------------------------------- columns

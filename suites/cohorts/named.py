@@ -28,11 +28,23 @@ def named(data: DataSpec) -> Cohort:
         return synthetic(data)
     if data.name in SYNTHETIC:
         return synthetic_omics(data)
+    found = source(data)
+    assert found is not None
+    return from_file(*found, data.name, about.citation, about.licence)
+
+
+def source(data: DataSpec) -> tuple[DataSpec, Path] | None:
+    """The .h5ad of a cohort, and ``data`` with its defaults, each of which ``data`` may overrule; None of a generated one."""
+    if data.path is not None:
+        return data, Path(data.path).expanduser()
+    assert data.name is not None
+    about = card(data.name)
+    if data.name == "synthetic" or data.name in SYNTHETIC:
+        return None
     if data.params:
         raise RequestError(f"data.params belong to a generated cohort (name: synthetic) and {data.name} has none; remove them")
     known = {field: value for field, value in about.defaults if getattr(data, field) in (None, ())}
-    path = parsed(data.name) if about.download else pbmc68k()
-    return from_file(data.model_copy(update=known), path, data.name, about.citation, about.licence)
+    return data.model_copy(update=known), parsed(data.name) if about.download else pbmc68k()
 
 
 def pbmc68k() -> Path:
@@ -88,13 +100,18 @@ def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = l
     return path
 
 
-SYNTHETIC = {"synthetic_perturbation": "X", "synthetic_tissue": "obsm/spatial", "synthetic_paired": "obsm/protein"}
+SYNTHETIC = {
+    "synthetic_perturbation": "X",
+    "synthetic_tissue": "obsm/spatial",
+    "synthetic_paired": "obsm/protein",
+    "synthetic_multiome": "obsm/peaks",
+}
 
 
 def synthetic_omics(data: DataSpec) -> Cohort:
     """The generated cohort of a task; ``data.params`` are fields of its recipe in ``suites.cohorts.synthetic_omics``."""
     from suites.cohorts.synthetic import omics_recipe
-    from suites.cohorts.synthetic_omics import Screen, Tissue, paired, screen, tissue
+    from suites.cohorts.synthetic_omics import Multiome, Screen, Tissue, multiome, paired, screen, tissue
 
     assert data.name is not None
     given = [field for field in ("label", "site", "person") if getattr(data, field) is not None] + (["only"] if data.only else [])
@@ -105,6 +122,8 @@ def synthetic_omics(data: DataSpec) -> Cohort:
     made = omics_recipe(data.name, data.params)
     if isinstance(made, Screen):
         return screen(made)
+    if isinstance(made, Multiome):
+        return multiome(made, data.matrix)
     return tissue(made, data.matrix) if isinstance(made, Tissue) else paired(made, data.matrix)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
+from suites.cohorts.multiome import multiome
 from suites.errors import RequestError, did_you_mean
 
 # An accession (https://www.uniprot.org/help/accession_numbers), with an isoform, or several of a group.
@@ -31,10 +32,11 @@ def convert(kind: str, path: Path, metadata: Path | None = None) -> anndata.AnnD
         "procan": lambda: procan(path, metadata),
         "gears": lambda: gears(path),
         "huvec": lambda: huvec(path),
+        "multiome": lambda: multiome(path, metadata),
     }
     if kind not in readers:
         raise RequestError(f"there is no layout '{kind}'{did_you_mean(kind, readers)}")
-    if metadata is not None and kind != "procan":
+    if metadata is not None and kind not in ("procan", "multiome"):
         raise RequestError(f"a {kind} file says itself what its cells are; leave --metadata out")
     try:
         return readers[kind]()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from suites.cohorts.cohort import Cohort
-from suites.cohorts.synthetic_omics import Paired, Screen, Tissue
+from suites.cohorts.synthetic_omics import Multiome, Paired, Screen, Tissue
 from suites.errors import RequestError, did_you_mean
 from suites.randomness import stream
 
@@ -59,12 +59,14 @@ def recipe(params: Mapping[str, object]) -> Recipe:
     return made
 
 
-def omics_recipe(name: str, params: Mapping[str, object]) -> Screen | Tissue | Paired:
+def omics_recipe(name: str, params: Mapping[str, object]) -> Screen | Tissue | Paired | Multiome:
     """The same for the generated cohorts of the other tasks."""
     if name == "synthetic_perturbation":
         return Screen(**_values(name, Screen, params, {"lines": 1, "perturbed": 2, "cells": 4, "features": 2}))
     if name == "synthetic_tissue":
         return Tissue(**_values(name, Tissue, params, {"sections": 1, "rows": 4, "columns": 4, "regions": 2, "features": 2}))
+    if name == "synthetic_multiome":
+        return Multiome(**_values(name, Multiome, params, {"cells": 8, "types": 2, "features": 2, "peaks": 2, "factors": 1}))
     return Paired(**_values(name, Paired, params, {"cells": 8, "types": 2, "features": 2, "proteins": 2, "factors": 1}))
 
 

@@ -63,10 +63,25 @@ class Paired:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Multiome:
+    """Cells of a few types with counts of RNA and of fragments in peaks, which see the same factors; most entries of both are zero."""
+
+    cells: int = 2000
+    types: int = 6
+    features: int = 300
+    peaks: int = 3000
+    factors: int = 8
+    effect: float = 0.2
+    depth: float = 600.0  # RNA molecules of a typical cell
+    fragments: float = 150.0  # in peaks, of a typical cell
+    seed: int = 0
+
+
 class _Draw:
     """Named streams of one recipe: equal recipes give equal bytes."""
 
-    def __init__(self, recipe: Screen | Tissue | Paired) -> None:
+    def __init__(self, recipe: Screen | Tissue | Paired | Multiome) -> None:
         self.where = (type(recipe).__name__, [[name, value] for name, value in sorted(asdict(recipe).items())])
 
     def rng(self, role: str) -> torch.Generator:
@@ -147,6 +162,21 @@ def paired(made: Paired, matrix: str | None) -> Cohort:
     loadings = draw.normal(role, made.factors, width, scale=made.effect * scale)
     x = factors @ loadings + draw.normal(f"noise of {role}", made.cells, width, scale=made.noise)
     return _cohort("synthetic_paired", x, y, [f"type {i + 1}" for i in range(made.types)], None, [])
+
+
+def multiome(made: Multiome, matrix: str | None) -> Cohort:
+    """Labels are cell types; ``matrix="obsm/peaks"`` gives fragments in peaks. Poisson counts, of which no cell has as many as another."""
+    draw = _Draw(made)
+    y = draw.order("types", made.cells) % made.types
+    factors = draw.normal("centres", made.types, made.factors, scale=2.0)[y] + draw.normal("factors", made.cells, made.factors)
+    width, depth, role = (made.peaks, made.fragments, "peaks") if matrix == "obsm/peaks" else (made.features, made.depth, "genes")
+    loadings = draw.normal(role, made.factors, width, scale=made.effect)
+    rate = np.exp(draw.normal(f"base of {role}", 1, width) + factors @ loadings)
+    rate *= depth * np.exp(draw.normal(f"depth of {role}", made.cells, 1, scale=0.4)) / rate.sum(1, keepdims=True)
+    x = torch.poisson(torch.from_numpy(rate), generator=draw.rng(f"counts of {role}")).numpy()
+    if matrix != "obsm/peaks":
+        x = np.log1p(x * (1e4 / np.maximum(x.sum(1, keepdims=True), 1.0)))
+    return _cohort("synthetic_multiome", x, y, [f"type {i + 1}" for i in range(made.types)], None, [])
 
 
 def _cohort(name: str, x: Floats, y: NDArray[np.int64], classes: list[str], site: NDArray[np.int64] | None, sites: list[str]) -> Cohort:

@@ -1,9 +1,13 @@
-"""Integration of two omics of the same cells: one embedding of RNA and protein, also where a site measured only one of them (a mosaic).
+"""Integration of two omics of the same cells: one embedding of RNA and of protein or open chromatin, also where a site measured only one
+of them (a mosaic).
 
 In the spirit of SpaMosaic (Yan et al., bioRxiv 2024) and of the reference's multi-omics code: an encoder for each modality,
 reconstruction of both from the joint embedding, and a contrastive term that makes the modalities of a cell agree. Contrasting a cell with
 the others of its batch would mix records in one gradient, which no clipping bounds. So each modality is assigned to learned prototypes and
 has to predict the other's assignment (Caron et al. 2020, SwAV, eq. 1, without the batch-wise equipartition): a loss per cell.
+
+Open chromatin is fed as a few coordinates of latent semantic indexing (``suites.tasks.indexing``), which is then what a record is: what an
+inversion gives back are those coordinates, not peaks.
 
 A missing modality is zero, the public mean, with its mask aside; it is neither encoded nor reconstructed. Which cells lack what is drawn
 before the split, so that members and non-members alike lack it.
@@ -11,15 +15,18 @@ before the split, so that members and non-members alike lack it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from suites.cohorts.cohort import Cohort
-from suites.cohorts.load import load
+from suites.cohorts.load import counts, load
 from suites.cohorts.spec import DataSpec
 from suites.contracts import Records
 from suites.errors import RequestError
@@ -27,6 +34,7 @@ from suites.preprocess import Preprocessor
 from suites.randomness import stream
 from suites.split import Split
 from suites.tasks.clusters import agreement, clusterings, foscttm, mixing
+from suites.tasks.indexing import Indexing
 from suites.tasks.layout import Layout
 from suites.tasks.spatial_domains import components
 from suites.tasks.structured import Table
@@ -43,6 +51,7 @@ class Integration:
     hidden, width, prototypes : widths of the encoders and of the embedding, and the number of prototypes
     weight : of the contrastive term
     second : the other modality, an obsm matrix
+    lsi : coordinates that stand for a second modality of sparse counts, such as peaks; 0 feeds it as it is measured
     sites : sites where the cohort names none
     mosaic : whether the last site lacks the second modality and the one before it the first
     """
@@ -60,43 +69,77 @@ class Integration:
         second: str = "protein",
         sites: int = 4,
         mosaic: bool = True,
+        lsi: int = 0,
     ) -> None:
+        if lsi < 0:
+            raise RequestError(
+                f"integration got lsi={lsi}, but it counts the coordinates that stand for the second omic; give 30, say, or 0"
+            )
         if min(hidden, width) < 1 or prototypes < 2 or weight < 0 or sites < (3 if mosaic else 1):
             raise RequestError(
                 "integration needs hidden and width of at least 1, 2 prototypes, and 3 sites where two of them lack a modality"
             )
         self.hidden, self.width, self.prototypes, self.weight = hidden, width, prototypes, weight
-        self.second, self.sites, self.mosaic = second, sites, mosaic
+        self.second, self.sites, self.mosaic, self.lsi = second, sites, mosaic, lsi
+        self.counts: Any = None  # of the second modality, between reading and laying out
         self.layout = Layout((1, 1), ASIDE)
 
     # ------------------------------------------------------------------------------------------------------------- data
 
     def cohort(self, data: DataSpec) -> Cohort:
-        """Both modalities side by side, NaN where a site lacks one; sites are drawn by record number where the cohort has none."""
-        first = load(data)
-        other = load(data.model_copy(update={"matrix": f"obsm/{self.second}", "transform": "auto"}))
+        """Both modalities side by side, NaN where a site lacks one; sites are drawn by record number where the cohort has none.
+
+        Of one that is indexed the cohort has each cell's total alone: its axes are learnt when it is known which cells are public.
+        """
+        first, other, named, digest = load(data), *self._other(data)
         site, names = first.site, first.sites
         if site is None:
             order = torch.randperm(len(first), generator=stream("integration", first.digest, "sites")).numpy()
             site, names = order.astype(np.int64) % self.sites, tuple(f"{i + 1}" for i in range(self.sites))
-        x = np.concatenate([first.x, other.x], 1)
+        x = np.concatenate([first.x, other], 1)
         if self.mosaic:
             x[site == len(names) - 1, first.x.shape[1] :] = np.nan
             x[site == len(names) - 2, : first.x.shape[1]] = np.nan
-        self.layout = Layout((first.x.shape[1], other.x.shape[1]), ASIDE)
-        features = (*first.features, *other.features)
-        about = (first.citation, first.licence, first.transform)
-        return Cohort(first.name, x, first.y, first.classes, features, site, names, first.person, *about)
+        self.layout = Layout((first.x.shape[1], self.lsi or other.shape[1]), ASIDE)
+        features = (*first.features, *named)
+        made = Cohort(
+            first.name, x, first.y, first.classes, features, site, names, first.person, first.citation, first.licence, first.transform
+        )
+        return replace(made, digest=hashlib.sha256((made.digest + digest).encode()).hexdigest()) if digest else made
+
+    def _other(self, data: DataSpec) -> tuple[NDArray[np.float32], tuple[str, ...], str]:
+        """The second modality's values or totals [N, .], their names, and what is to be added to the cohort's digest."""
+        where = data.model_copy(update={"matrix": f"obsm/{self.second}", "transform": "auto"})
+        if not self.lsi:
+            other = load(where)
+            return other.x, other.features, ""
+        self.counts = counts(where)
+        content = hashlib.sha256()
+        for array in (self.counts.data, self.counts.indices, self.counts.indptr):
+            content.update(memoryview(np.ascontiguousarray(array)))
+        total = np.asarray(self.counts.sum(1), dtype=np.float32).reshape(-1, 1)
+        return total, (f"{self.second} in all",), content.hexdigest()
 
     def table(self, cohort: Cohort, parts: Split) -> Table:
-        """Standardised by the auxiliary records that have the modality; a missing one is zero."""
+        """Standardised by the auxiliary records that have the modality; a missing one is zero.
+
+        Coordinates of an indexed one have a unit in common, so that what varies much goes on doing so.
+        """
         public = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
         assert cohort.site is not None
         has = [~np.isnan(cohort.x[:, column]) for column in (0, -1)]
         aside = torch.from_numpy(np.stack([*has, cohort.site], 1).astype(np.float32))
-        edge = (torch.zeros(ASIDE), torch.ones(ASIDE))
-        x = torch.cat([public.transform(cohort.x), aside], 1)
-        return Table(x, torch.cat([public.mean, edge[0]]), torch.cat([public.scale, edge[1]]), self.layout)
+        x, mean, scale = public.transform(cohort.x), public.mean, public.scale
+        if self.lsi:
+            held = parts.auxiliary.numpy()
+            indexing = Indexing.fit(self.counts[held[has[1][held]]], self.lsi)
+            found = indexing.transform(self.counts)
+            found[torch.from_numpy(~has[1])] = 0.0
+            x = torch.cat([x[:, :-1], found], 1)
+            mean = torch.cat([mean[:-1], torch.zeros(self.lsi)])
+            scale = torch.cat([scale[:-1], torch.full((self.lsi,), indexing.unit)])
+        mean, scale = torch.cat([mean, torch.zeros(ASIDE)]), torch.cat([scale, torch.ones(ASIDE)])
+        return Table(torch.cat([x, aside], 1), mean, scale, self.layout)
 
     def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:
         self.layout = layout
