@@ -114,9 +114,9 @@ class Integration:
             other = load(where)
             return other.x, other.features, ""
         self.counts = counts(where)
-        content = hashlib.sha256()
+        content: Any = hashlib.sha256()
         for array in (self.counts.data, self.counts.indices, self.counts.indptr):
-            content.update(memoryview(np.ascontiguousarray(array)))
+            content.update(np.ascontiguousarray(array))
         total = np.asarray(self.counts.sum(1), dtype=np.float32).reshape(-1, 1)
         return total, (f"{self.second} in all",), content.hexdigest()
 
