@@ -19,9 +19,9 @@ ROUNDS = 2
 
 def hartley(x: Tensor) -> Tensor:
     """Orthonormal discrete Hartley transform along the last axis; applied twice it is the identity."""
-    spectrum = torch.fft.fft(x, norm="ortho")
-    real: Tensor = spectrum.real - spectrum.imag
-    return real
+    half, width = torch.fft.rfft(x, norm="ortho"), x.shape[-1]
+    rest = (half.real + half.imag)[..., 1 : (width + 1) // 2].flip(-1)  # the other half of a real signal's spectrum is its mirror image
+    return torch.cat([half.real - half.imag, rest], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
