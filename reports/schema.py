@@ -68,7 +68,7 @@ CURVES: Final[dict[str, str]] = {
 CELL: Final = ("suite", "task", "data", "defense", "attack", "goal", "view", "key")  # one seed of these is one cell of the grid
 
 GOALS: Final = ("reconstruction", "membership", "membership:person", "membership:site", "key", "property", "audit")
-VIEWS: Final = ("server", "site", "outsider")
+VIEWS: Final = ("server", "active_server", "site", "outsider")
 KEYS: Final = ("none", "wrong", "right", "leaked")  # and partial:<share>
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "goal": (*GOALS, "utility", "cost"),

@@ -58,6 +58,8 @@ ATTACKS: Final = {
     "modified_entropy": "Modified entropy",
     "norms": "Norms of mixed records",
     "norms_of_sum": "Norms, from the sum",
+    "imprint": "Imprint",
+    "imprint_of_sum": "Imprint, from the sum",
     "gram_search": "Gram search",
     "gram_search_of_sum": "Gram search, from the sum",
     "known_plaintext": "Known plaintext",
@@ -71,9 +73,10 @@ ATTACKS: Final = {
     "open_with_wrong_keys": "Open with wrong keys",
     "open_with_held_key": "Open with the held key",
 }
-VIEWS: Final = {"server": "server", "site": "one site", "outsider": "outsider"}
+VIEWS: Final = {"server": "server", "active_server": "active server", "site": "one site", "outsider": "outsider"}
 SEES: Final = {
     "server": "the server, which sees every message",
+    "active_server": "an active server, which sees every message and chooses what it sends",
     "site": "a site, which sees broadcasts, its own records and the sum of the others",
     "outsider": "an outsider, who holds the released model",
 }

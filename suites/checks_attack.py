@@ -19,6 +19,7 @@ from suites.checks_draws import Draws
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, Stage, Trial, same, with_truth
 from suites.contracts import Attack, Goal, Ground, Guess, KeyHeld, RequestError, Secret, Sees, Skip, Threat, View
+from suites.crafting import Crafting, answered
 from suites.federation import call
 from suites.observation import _PROPERTIES, Guarded, UndeclaredReadError, why_not
 from suites.randomness import stream
@@ -137,9 +138,13 @@ class Examination:
         return self._run(self.attack, self.trial, draws)
 
     def _run(self, attack: Attack, trial: Trial, draws: Draws | None = None, *, ambient: int = 1, view: View | None = None) -> Guess:
-        guarded = Guarded(trial.seen(replace(self.threat, view=view or self.view)), frozenset(attack.needs))
+        threat = replace(self.threat, view=view or self.view, active=isinstance(attack, Crafting))
+        guarded = Guarded(trial.seen(threat), frozenset(attack.needs))
         with torch.random.fork_rng(devices=[]), draws or contextlib.nullcontext():
             torch.manual_seed(ambient)  # the global generator is nobody's business: another state must not move the guess
+            if isinstance(attack, Crafting):
+                crafted = answered(attack, guarded, trial.evidence, trial.ask, stream("check", "crafting"))
+                guarded = Guarded(replace(trial, evidence=crafted).seen(threat), frozenset(attack.needs), guarded.reads)
             guess = attack.run(guarded, stream("check", "attack"))
         self.reads |= guarded.reads
         if not isinstance(guess, Guess):

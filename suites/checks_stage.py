@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from suites.auditing.insertion import Inserting
-from suites.contracts import Federation, Ground, Local, Params, Probe, Records, Reference, Shape, Threat
-from suites.federation import Assignment, Pool, Trained, build, call, train
+from suites.contracts import Federation, Ground, Local, Params, Probe, ProbeRecord, Records, Reference, Shape, Threat
+from suites.crafting import Ask
+from suites.federation import Assignment, Pool, Trained, answer, build, call, train
 from suites.observation import Evidence, Scene, Seen
 from suites.randomness import keys, stream
 from suites.stack import Stack
@@ -37,6 +38,7 @@ class Trial:
     scene: Scene
     evidence: Evidence
     truth: Any
+    ask: Ask  # the sites' answers at what an active attack sends
 
     def seen(self, threat: Threat) -> Seen:
         return Seen(self.scene, self.evidence, threat)
@@ -208,7 +210,10 @@ class Stage:
             own_records=self.records(self.sites[self.colluder]) if view == "site" else None,
             colluder=self.colluder,
         )
-        return Trial(scene, self.evidence, truth)
+        return Trial(scene, self.evidence, truth, self.answer)
+
+    def answer(self, probes: Sequence[Probe], params: Params) -> tuple[ProbeRecord, ...]:
+        return answer(self.task, self.stack, self.federation, self.pool, self.assignment, probes, params)
 
     def _targets(self, null: bool, sums: bool, view: str) -> list[Tensor]:
         """The records behind each message in order; under ``null`` records that no message saw."""

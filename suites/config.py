@@ -90,14 +90,20 @@ class ThreatSpec(Strict):
 
     @model_validator(mode="after")
     def _measured(self) -> ThreatSpec:
-        if self.active or self.colluders or self.unit == "condition":
-            asked = "active: true" if self.active else f"colluders: {self.colluders}" if self.colluders else f"unit: {self.unit}"
+        if self.active and self.view != "server":
+            raise ValueError(f"only a server chooses what is sent, and this view is {self.view}; give view: server, or leave active out")
+        if self.colluders or self.unit == "condition":
+            asked = f"colluders: {self.colluders}" if self.colluders else f"unit: {self.unit}"
             raise ValueError(f"{asked} is not measured yet, and a row that says so would mislead; leave it out")
         return self
 
     @property
     def key_label(self) -> str:
         return f"partial:{self.key_fraction:g}" if self.key == "partial" else self.key
+
+    @property
+    def view_label(self) -> str:
+        return f"active_{self.view}" if self.active else self.view
 
 
 class EngineSpec(Strict):

@@ -173,6 +173,7 @@ class ProbeRecord:
     messages: tuple[Message, ...]
     combined: Params  # equal-weight mean over the sites
     own: Own | None = None  # as in ``Round``
+    sent: Params | None = None  # what the sites were given to answer at, where an active server made it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,11 @@ class Threat:
     @property
     def key_label(self) -> str:
         return f"partial:{self.key_fraction:g}" if self.key == "partial" else self.key
+
+    @property
+    def view_label(self) -> str:
+        """What tables print: a server that also chooses what it sends stands apart from one that only reads."""
+        return f"active_{self.view}" if self.active else self.view
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +387,10 @@ class Attack(Protocol):
 
     An attack of goal "audit" also has ``inserts(auxiliary: Records, classes: int, rng) -> Records``: canaries, each of which the referee
     adds to site 0's training records by a fair coin. They are then the candidates; the attack scores them without seeing a coin.
+
+    One with ``active = True`` has ``craft(seen, target, rng) -> Params``: what the server sends in place of ``target.params`` when it asks
+    the sites for the answer that ``target`` (the honest one, all sites combined) was. The referee has them answer through the whole
+    defense; ``seen.targets`` and ``seen.target_sums`` are then those answers. It runs under threats with ``active: true`` alone.
     """
 
     goal: ClassVar[Goal]

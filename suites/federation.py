@@ -174,6 +174,19 @@ def train(
     return _Run(task, stack, federation, pool, assignments, validation, chunk, witness, colluder).rounds(probes, keep)
 
 
+def answer(
+    task: Task, stack: Stack, federation: Federation, pool: Pool, assignment: Assignment, probes: Sequence[Probe], params: Params
+) -> tuple[ProbeRecord, ...]:
+    """The sites' answers to probes at an active server's parameters: through the whole defense, with noise and masks of their own.
+
+    A site keeps nothing between an honest round and this (``Defense.encode_kept`` starts anew).
+    """
+    run = _Run(task, stack, federation, pool, [assignment], None, 1)
+    run.globals = {name: tensor[None] for name, tensor in params.items()}
+    asked = [replace(probe, name=f"crafted {probe.name}") for probe in probes if stack.sends(probe)]
+    return tuple(replace(record, sent=params) for record in run._probes(asked, 0))
+
+
 def _shape(pool: Pool, assignment: Assignment) -> Shape:
     persons = None if pool.person is None else tuple(len(torch.unique(pool.person[site])) for site in assignment.sites)
     return Shape(tuple(len(site) for site in assignment.sites), pool.x.shape[1], pool.classes, persons)

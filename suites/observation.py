@@ -36,7 +36,7 @@ from suites.contracts import (
 )
 from suites.federation import build, call
 from suites.randomness import stream
-from suites.sight import skip_reason
+from suites.sight import NO_CHOICE, skip_reason
 from suites.simulation import simulate
 from suites.stack import Stack
 
@@ -82,6 +82,8 @@ class Scene:
 
 def why_not(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
     """Why an attack cannot run on what this view sees, or None."""
+    if getattr(attack, "active", False) and view != "server":
+        return NO_CHOICE
     return skip_reason(attack.needs, view, topology=stack.topology, masked=stack.channel is not None, has_references=has_references)
 
 
@@ -170,7 +172,7 @@ class Seen:
         p = probe.probe
 
         def target(update: Params, batch: int, site: int | None, contributors: int) -> Target:
-            return Target(record.broadcast, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index)
+            return Target(probe.sent or record.broadcast, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index)
 
         clear: list[Message] = [m for m in probe.messages if m.kind in ("update", "gradient")]
         if clear and self._scene.stack.channel is None:
@@ -184,7 +186,8 @@ class Seen:
         update = self._others(probe.combined, probe.own or self._in_the_clear(probe.messages, equal=True))
         if update is None:
             return []
-        return [Target(record.broadcast, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index)]
+        params = probe.sent or record.broadcast
+        return [Target(params, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index)]
 
     @property
     def target_sums(self) -> Sequence[Target]:

@@ -29,7 +29,7 @@ from suites.cohorts.spec import DataSpec
 from suites.config import SuiteSpec, ThreatSpec
 from suites.errors import RequestError
 from suites.registry import Plugin
-from suites.sight import goal_of, skip_reason
+from suites.sight import NO_CHOICE, PASSIVE, goal_of, skip_reason
 
 Stage = Literal["train", "reference", "attack"]
 Spec = Mapping[str, Any]
@@ -130,7 +130,7 @@ class _Planner:
                 )
         _refuse_twins([registry.label(layers) for layers in self.defenses], "defenses")
         _refuse_twins([attack.label for attack in self.attacks], "attacks")
-        _refuse_twins([f"view {t.view}, key {t.key_label}, unit {t.unit}" for t in suite.threats], "threats")
+        _refuse_twins([f"view {t.view_label}, key {t.key_label}, unit {t.unit}" for t in suite.threats], "threats")
         self.data = data_digest(suite.data)
         self.code: Code = {}
         keys = ("suite", "data", "split", "partition", "federation", "probes", "engine")
@@ -202,9 +202,12 @@ class _Planner:
         topologies = [layer.topology for layer in layers]
         topology = next((t for t in topologies if t not in (None, "federated")), None if None in topologies else "federated")
         asked = _of_goal(self.suite.threats, attack.goal)
-        for threat in _active(asked, keyed=keyed, uses_key=attack.needs is None or "key" in attack.needs):
+        uses_key = attack.needs is None or "key" in attack.needs
+        for threat in _worth_asking(asked, keyed=keyed, uses_key=uses_key, crafts=attack.active):
             reason = None
-            if attack.goal == "key" and not keyed:
+            if attack.active and not threat.active:
+                reason = PASSIVE if threat.view == "server" else NO_CHOICE
+            elif attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
             elif attack.holder and threat.key == "none":
                 reason = "this threat holds no key"
@@ -224,7 +227,7 @@ class _Planner:
             "defense": registry.label(layers),
             "attack": attack.label if attack else "",
             "goal": goal_of(attack.goal or "", threat.unit if threat else "record") if attack else "",
-            "view": threat.view if threat else "",
+            "view": threat.view_label if threat else "",
             "key": threat.key_label if threat else "",
             "seed": seed,
             "unit": threat.unit if threat else self.suite.split.unit,
@@ -246,8 +249,13 @@ class _Planner:
         return Cell(stage, digest, call, spec, columns, inputs or {})
 
 
-def _active(threats: Sequence[ThreatSpec], *, keyed: bool, uses_key: bool) -> list[ThreatSpec]:
-    """Threats that differ only in a key that nobody reads are one threat: the one without a key, else the first."""
+def _worth_asking(threats: Sequence[ThreatSpec], *, keyed: bool, uses_key: bool, crafts: bool) -> list[ThreatSpec]:
+    """Threats that differ only in a key that nobody reads are one threat: the one without a key, else the first.
+
+    So are those that differ only in being active, to an attack that chooses nothing.
+    """
+    if not crafts:
+        threats = [t for t in threats if not t.active or t.model_copy(update={"active": False}) not in threats]
     if keyed and uses_key:
         return list(threats)
     groups: dict[tuple[Any, ...], list[ThreatSpec]] = {}

@@ -34,7 +34,7 @@ from suites.scoring import (
     Measure,
     score_utility,
 )
-from suites.sight import goal_of
+from suites.sight import PASSIVE, goal_of
 from suites.trial import Trial
 from suites.witness import Witness
 
@@ -88,10 +88,12 @@ def attack_cell(spec: Mapping[str, Any], folder: Path, inputs: Mapping[str, Path
     if spec.get("budget", 1) != 1 and hasattr(attack, "budget"):
         attack.budget = max(1, round(attack.budget * spec["budget"]))
     name = registry.portable(spec["attack"])
-    where = {"attack": name, "goal": goal_of(attack.goal, threat.unit), "view": threat.view, "key": threat.key_label}
+    where = {"attack": name, "goal": goal_of(attack.goal, threat.unit), "view": threat.view_label, "key": threat.key_label}
     reference_folders = [path for name, path in sorted(inputs.items()) if name.startswith("reference")]
     reason = why_not(attack, threat.view, bench.stack, has_references=bool(reference_folders))
     curves: list[Row] = []
+    if reason is None and getattr(attack, "active", False) and not threat.active:
+        reason = PASSIVE
     if reason is None and attack.needs & {"probes", "probe_sums"}:
         reason = bench.refused_probes()
     if reason is None:

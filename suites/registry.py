@@ -70,6 +70,11 @@ class Plugin:
         return self.facts.values.get("holder") is True
 
     @property
+    def active(self) -> bool:
+        """Whether an attack chooses what the server sends (``active = True``)."""
+        return self.facts.values.get("active") is True
+
+    @property
     def masked(self) -> bool | None:
         """Whether a defense has a channel; None where only running it would tell."""
         if "channel" not in self.facts.names and "channel" not in self.facts.values:

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 
 ALWAYS = frozenset({"candidates", "auxiliary", "simulate", "predict", "key", "own_keys", "oracle"})
 
+NO_CHOICE = "this view sends no model, so it cannot choose one"  # why an attack that crafts what is sent is skipped …
+PASSIVE = "this attack chooses what is sent to the sites, and this threat only watches; give the threat active: true"  # … here, too
+
 _WHY_NOT = {
     "updates": "single sites' updates are not visible to this view",
     "probes": "single sites' updates are not visible to this view",
@@ -19,11 +22,6 @@ _WHY_NOT = {
     "references": "the suite trains no reference models",
     "own_records": "this view owns no training records",
 }
-
-
-def goal_of(goal: str, unit: str) -> str:
-    """The goal that a row states: membership of whole persons or sites is a question of its own, beside that of single records."""
-    return f"{goal}:{unit}" if goal == "membership" and unit in ("person", "site") else goal
 
 
 def goal_of(goal: str, unit: str) -> str:

@@ -22,12 +22,15 @@ from suites.contracts import (
     Claim,
     Guess,
     Params,
+    Probe,
+    ProbeRecord,
     Records,
     Reference,
     Skip,
     Threat,
 )
-from suites.federation import build
+from suites.crafting import Crafting, answered
+from suites.federation import answer, build
 from suites.observation import Guarded, Scene, Seen
 from suites.randomness import keys, stream
 from suites.scoring import (
@@ -117,6 +120,7 @@ class Trial:
         self.truth["value"] = self._truth(attack)
         if attack.goal == "membership":
             self._units()  # a unit that cannot be asked about is skipped before anything is computed
+        self._craft(attack, name)
         guess, guarded = self.guess(attack, name)
         measures, curves = getattr(self, f"_score_{attack.goal}")(attack, guess)
         measures += [
@@ -131,6 +135,19 @@ class Trial:
         return [row(self.bench, measure, **where) for measure in measures], [
             {**cell_columns(self.bench), **where, **curve} for curve in curves
         ]
+
+    def _craft(self, attack: Attack, name: str) -> None:
+        """Have the sites answer at what an active attack sends, in place of what they answered at the honest broadcast."""
+        if not isinstance(attack, Crafting):
+            return
+        bench = self.bench
+
+        def ask(probes: Sequence[Probe], params: Params) -> tuple[ProbeRecord, ...]:
+            return answer(bench.task, bench.stack, bench.federation, bench.prepared.pool, bench.assignment(), probes, params)
+
+        guarded = Guarded(self.seen, frozenset(attack.needs))
+        self.evidence = answered(attack, guarded, self.evidence, ask, stream(*bench.where, "crafting", name, bench.defense))
+        self.seen = Seen(self.scene, self.evidence, self.threat)
 
     # ---- truth and scores by goal
 
