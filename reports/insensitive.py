@@ -29,8 +29,8 @@ def insensitive(df: pd.DataFrame) -> Iterator[tuple[Mapping[str, Any], str, str]
         row = dict(zip(CELL, key))
         metric = str(key[-1]).removesuffix(_GAIN)
         gain = part["value"].to_numpy(dtype=np.float64)
-        if not _clear(gain):
-            yield row, f"insensitive:{metric}", f"{metric}: training gains {_shown(gain)} over the untrained network, so it says little"
+        if not clear(gain):
+            yield row, f"insensitive:{metric}", f"{metric}: training gains {shown(gain)} over the untrained network, so it says little"
             continue
         same = [name for name in CELL if name != "defense"]
         own = df[(df["metric"] == metric) & (df["role"] == "utility") & (df["status"] == "ok")]
@@ -39,17 +39,19 @@ def insensitive(df: pd.DataFrame) -> Iterator[tuple[Mapping[str, Any], str, str]
         if OPEN in by and ALONE in by:
             sign = -1.0 if (own["direction"] == "lower").any() else 1.0
             gap = sign * (by[OPEN] - by[ALONE]).dropna().to_numpy(dtype=np.float64)
-            if len(gap) and not _clear(gap):
-                told = f"{metric}: federating gains {_shown(gap)} over sites alone, so it says little about what a federation is worth"
+            if len(gap) and not clear(gap):
+                told = f"{metric}: federating gains {shown(gap)} over sites alone, so it says little about what a federation is worth"
                 yield row, f"insensitive:{metric}", told
 
 
-def _clear(gain: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
+def clear(gain: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
+    """Whether a paired gain is above nought over the seeds; of one seed, whether it is at all."""
     low = mean_interval(gain)[0] if len(gain) > 1 else float(gain[0])
     return bool(low > 0)
 
 
-def _shown(gain: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+def shown(gain: np.ndarray[Any, np.dtype[np.float64]]) -> str:
+    """Mean and interval over the seeds."""
     if len(gain) < 2:
         return f"{gain[0]:+.3f} (one seed)"
     low, high = mean_interval(gain)
