@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.dense import Chain
+from attacks.gradient_inversion.gap import Gap
 from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.lbfgs import minimise
 from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, least_squares, unlabelled, width
@@ -125,7 +126,7 @@ class Problem:
         self.received[self.first] = full @ self.rows.T
         self.weight = self.params[self.first] @ self.rows.T  # [H, r]
         self.soft = torch.nn.functional.one_hot(self.labels, self.classes).double()
-        self.chain: Chain | None = None  # where the network is one
+        self.gap: Gap | None = None  # where the network is a chain of dense layers
         self.noted: Noted | None = None  # where its calls are all it is made of
         self.simulate = self._client(seen, key)
 
@@ -166,7 +167,8 @@ class Problem:
         for candidate in () if self.structured else (closed if chain is not None else None, torch.func.vmap(reduced)):
             try:
                 if candidate is not None and _close(candidate(trial, self.weight[None]), exact):
-                    self.chain = chain if candidate is closed else None
+                    if chain is not None and candidate is closed:
+                        self.gap = Gap(chain.weights, self.params, self.weight, self.received)
                     self.noted = self._notes(seen, key, trial, exact) if candidate is not closed and plain else None
                     return candidate
             except (RuntimeError, KeyError):  # a client that pads or turns its records refuses the reduced ones
@@ -185,8 +187,8 @@ class Problem:
     def loss(self, flat: Tensor) -> Tensor:
         """Sum over tensors of relative squared distances [L] at ``flat`` [L, B r]."""
         x = flat.view(-1, len(self.labels), len(self.rows))
-        if self.chain is not None:
-            return self.chain.distances(self.params, self.weight[None], x, self.soft[None], self.received)
+        if self.gap is not None:
+            return self.gap(x, self.soft[None])
         if self.noted is not None:
             return self.noted.distances(x)
         return self._apart(self.simulate(x, self.weight.expand(len(x), -1, -1)))
