@@ -154,7 +154,7 @@ def _signed(direction: Tensor, vote: float, public: Tensor) -> Tensor:
 
 def _rows(weight: Tensor, bias: Tensor, batch: int, norm: float) -> Tensor:
     """``batch`` ratios dW_i / db_i [batch, F']: those of a typical record's norm first, then the one least like those taken."""
-    ratio = weight / torch.where(bias == 0, 1e-30, bias)[:, None]
+    ratio = torch.where(bias == 0, 0.0, weight.T / bias).T  # a row whose slope a compression left out says nothing
     sizes = ratio.norm(dim=1)
     plausible = (sizes.clamp_min(1e-30).log() - torch.log(torch.tensor(norm, dtype=sizes.dtype))).abs()
     order = plausible.argsort()[: max(4 * batch, batch)]

@@ -17,6 +17,8 @@ from torch import Tensor
 from attacks.gradient_inversion.message import as_gradient, certified, known_count, output_bias
 from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Target
 
+_SURE = 40.0  # logit of a label that is known
+
 
 class CosineInversion:
     """Records by gradient descent on the cosine distance between simulated and received message.
@@ -35,6 +37,7 @@ class CosineInversion:
 
     goal: ClassVar[Goal] = "reconstruction"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "simulate", "key"})
+    signed: ClassVar[bool] = False  # whether Adam is given the slope's sign alone
 
     def __init__(self, budget: int = 80, restarts: int = 2, limit: int = 3, prior: float = 0.01, lr: float = 0.1) -> None:
         self.budget, self.restarts, self.limit, self.prior, self.lr = budget, restarts, limit, prior, lr
@@ -46,7 +49,7 @@ class CosineInversion:
         values: dict[int, Tensor] = {}
         losses: dict[int, float] = {}
         proven: dict[int, bool] = {}
-        for group in _alike(targets):
+        for group in alike(targets):
             members = [targets[index] for index in group]
             x, labels, loss = self._descend(seen, members, features, classes, key, rng)
             for position, index in enumerate(group):
@@ -65,6 +68,14 @@ class CosineInversion:
         """What is inverted."""
         return seen.targets
 
+    def labels(self, seen: Observation, target: Target, classes: int) -> Tensor | None:
+        """Labels [B] that are known before the search; None searches them too."""
+        return None
+
+    def schedule(self, optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        """How the rate falls."""
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(self.budget, 1), eta_min=self.lr / 100)
+
     def _descend(
         self, seen: Observation, targets: Sequence[Target], features: int, classes: int, key: Secret | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +90,9 @@ class CosineInversion:
         start = torch.stack([_label_start(target, classes) for target in targets]).repeat_interleave(self.restarts, 0)  # [L, K]
         x = torch.randn(lanes, first.batch, features, generator=rng).to(device).requires_grad_()
         logits = (start[:, None].to(device) + 0.5 * torch.randn(lanes, first.batch, classes, generator=rng).to(device)).requires_grad_()
+        known = [labels for target in targets if (labels := self.labels(seen, target, classes)) is not None]
+        if known:
+            logits = _SURE * torch.nn.functional.one_hot(torch.stack(known), classes).to(x).repeat_interleave(self.restarts, 0)
 
         def objective(records: Tensor, scores: Tensor, message: Params) -> Tensor:
             simulated = seen.simulate(client, records, scores.softmax(-1), key)
@@ -89,14 +103,17 @@ class CosineInversion:
             return 1 - dot / (ours * theirs).clamp_min(1e-30).sqrt()
 
         batched = batch(objective)
-        optimiser = torch.optim.Adam([x, logits], lr=self.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(self.budget, 1), eta_min=self.lr / 100)
+        searched = [x] if known else [x, logits]
+        optimiser = torch.optim.Adam(searched, lr=self.lr)
+        schedule = self.schedule(optimiser)
         for _ in range(self.budget):
             optimiser.zero_grad()
             (batched(x, logits, received).sum() + self.prior * x.square().mean((1, 2)).sum()).backward()  # type: ignore[no-untyped-call]
-            for free in (x, logits):
+            for free in searched:
                 if free.grad is not None:
                     free.grad.nan_to_num_(0.0, 0.0, 0.0)  # one start that leaves the numbers does not stop the others
+                    if self.signed:
+                        free.grad.sign_()
             optimiser.step()
             schedule.step()
         loss = batched(x, logits, received).detach().nan_to_num(torch.inf)
@@ -131,7 +148,7 @@ def batch(objective: Callable[[Tensor, Tensor, Params], Tensor]) -> Callable[[Te
     return run
 
 
-def _alike(targets: Sequence[Target]) -> list[list[int]]:
+def alike(targets: Sequence[Target]) -> list[list[int]]:
     """Indices of targets grouped by checkpoint and protocol: within a group one simulated client serves all."""
 
     def same(a: Target, b: Target) -> bool:
