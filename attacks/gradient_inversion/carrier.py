@@ -7,8 +7,9 @@ thresholds (Fowl et al. 2022, "Robbing the Fed"; Boenisch et al. 2023, "When the
 - *Chain* (dense layers and ReLU): the first layer's own ReLU switches. One unit of each further layer passes the units' sum on.
 - *Residual* (the suite's network, whose first layer no ReLU follows): each block's branch is switched off, so the embedding reaches the
   head, whose ReLU switches, one head unit for each bin. A layer norm would divide out what all units share; one unit with a large constant
-  holds its mean and deviation still, so that it hands the others on as they are. What little the norm adds to a row is one vector for all
-  rows, and another that grows with what the unit says: a unit that measures nothing shows the first, the large one the second.
+  and one that weighs against all others hold its mean and deviation still, so that it hands them on as they are. What little the norm
+  adds to a row is one vector for all rows, and another that grows with what the unit says: a unit that measures nothing shows the first,
+  the large one the second.
 
 Everything else is sent as zeros, a key's modulators too: a layer whose scale is 1 + tanh(0) is no longer keyed.
 
@@ -27,8 +28,10 @@ from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.message import first_linear
 from suites.contracts import Params, Skip
 
-SMALL = 1e-2  # deviation of what a unit says: small inputs and large slopes leave most of a clipped gradient to the first layer
-STILL = 1e3  # the constant that holds a layer norm still, in these deviations
+SMALL = 1e-4  # deviation of what a unit says
+STILL = 1e5  # the constant that holds a layer norm still, in these deviations
+GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie apart
+GAIN = 0.3  # slope at a unit that is on, for a slope of one at the outputs: no entry then outgrows what a masked sum carries
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Carrier:
         first = first_linear(params, features).weight
         width = len(params[first])
         if {"embedding.weight", "fc1.weight", "fc2.weight"} <= set(params) and first == "embedding.weight":
-            return cls(first, min(width - 2, len(params["fc1.weight"])), classes, None, width - 2)
+            return cls(first, min(width - 3, len(params["fc1.weight"])), classes, None, width - 2)
         chain = Chain.found(params, features, classes)
         if chain is None or len(chain.weights) < 2:
             raise Skip(
@@ -83,14 +86,12 @@ class Carrier:
         return cleaned
 
     def slopes(self) -> Tensor:
-        """What each class's output adds to the slope [K]: of either sign, none near their mean, so that every label tells."""
-        order = torch.arange(self.classes, dtype=torch.float64)
-        return (1 - 2 * (order % 2)) * (1 + order / self.classes)
+        """What each class's output adds to the slope [K]: of either sign, none near their mean, and no sum of some near another's.
 
-    @property
-    def gain(self) -> float:
-        """The slope at a unit that is on is this times ``slopes() @ (p - y)``."""
-        return 1 / (SMALL * self.units)
+        The slope at a unit that is on is ``GAIN slopes @ (p - y)`` for outputs ``p`` and the label ``y``.
+        """
+        order = torch.arange(self.classes, dtype=torch.float64)
+        return (1 - 2 * (order % 2)) * (1 + (order + 1) * GOLDEN % 1)
 
     def params(self, honest: Params, directions: Tensor, thresholds: Tensor) -> Params:
         """What to send: unit i says ``SMALL (directions[i] x - thresholds[i])``, [units, F'] and [units]."""
@@ -98,7 +99,7 @@ class Carrier:
         sent[self.first][: self.units] = (SMALL * directions).to(sent[self.first].dtype)
         bias = sent[_bias(self.first)]
         bias[: self.units] = (-SMALL * thresholds).to(bias.dtype)
-        outputs = (self.slopes() * self.gain)[:, None]
+        outputs = (self.slopes() * GAIN)[:, None]
         if self.chain is None:
             self._residual(sent, outputs)
         else:
@@ -112,8 +113,8 @@ class Carrier:
         return sent
 
     def _residual(self, sent: Params, outputs: Tensor) -> None:
-        bias = sent[_bias(self.first)]
-        bias[-1] = SMALL * STILL
+        weight, bias = sent[self.first], sent[_bias(self.first)]
+        weight[self.units], bias[-1] = -weight[: self.units].sum(0), SMALL * STILL
         mean, deviation = bias.mean(), (bias.var(unbiased=False) + 1e-5).sqrt()
         for name in [name for name in sent if name.endswith("norm2.weight")]:
             sent[name] += deviation

@@ -11,8 +11,9 @@ that each record lies in four bins. Whoever is alone in one is taken out of the 
 invertible Bloom tables, Goodrich and Mitzenmacher 2011): all of them up to about 0.6 records for each unit. From 1.3 on, one direction
 whose bins hold one record each on average, and the rest below the lowest threshold.
 
-A ratio is taken for a record only if the model's own slope at that record, for some label, is the one observed: a mixture of two fails
-that. Clipping scales a record's two sums alike and does not protect it; noise of a formal claim does.
+A ratio is taken for a record only if the model's own slope at that record, for some label, is the one observed, if it lies in the bin that
+it was read from, and if it left a trace in every direction: a mixture of two fails that, but for chance. Clipping scales a record's two
+sums alike and does not protect it; noise of a formal claim does.
 
 Limits: see ``carrier``; one gradient or one step of SGD behind a message; a classifier's loss. Sites of different batch sizes weigh records
 differently in a sum, and such records are not recognised.
@@ -28,7 +29,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.gradient_inversion.carrier import SMALL, Carrier
+from attacks.gradient_inversion.carrier import GAIN, SMALL, Carrier
 from attacks.gradient_inversion.message import as_gradient, certified, known_count, unlabelled
 from suites.contracts import Goal, Ground, Guess, Observation, Params, Sees, Skip, Target
 
@@ -50,9 +51,13 @@ class Line:
     sums: Tensor  # [n, F']
     slopes: Tensor  # [n]
 
+    def place(self, records: Tensor) -> Tensor:
+        """The bins [m] where records [m, F'] lie, -1 below all."""
+        return torch.searchsorted(self.thresholds, records @ self.direction, right=True) - 1
+
     def take(self, record: Tensor, slope: Tensor) -> None:
         """Take a record out of the bin where it lies."""
-        at = int((self.direction @ record >= self.thresholds).sum()) - 1
+        at = int(self.place(record[None]))
         if at >= 0:
             self.sums[at] -= slope * record
             self.slopes[at] -= slope
@@ -174,8 +179,8 @@ def _judge(seen: Observation, target: Target, carrier: Carrier) -> Judge:
         return float(carrier.cleaned(back, target.params)[int((rows @ x.double() - cuts).argmax())])
 
     def judge(ratios: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = slopes * carrier.gain * SMALL * (ratios @ rows.T - cuts).relu().sum(1, keepdim=True)  # [n, K]
-        expected = carrier.gain / target.batch * ((outputs.softmax(1) @ slopes)[:, None] - slopes)
+        outputs = slopes * GAIN * SMALL * (ratios @ rows.T - cuts).relu().sum(1, keepdim=True)  # [n, K]
+        expected = GAIN / target.batch * ((outputs.softmax(1) @ slopes)[:, None] - slopes)
         part = observed[:, None] / expected  # of the slope that a record with this label would show
         best = (part - 1).abs().min(1)
         if not clipped:
@@ -202,6 +207,10 @@ def peeled(lines: Sequence[Line], batch: int, judge: Judge) -> tuple[Tensor, Ten
         slopes = torch.stack([line.slopes[at] for line, at in held])
         ratios = torch.stack([line.sums[at] for line, at in held]) / slopes[:, None]
         good, named = judge(ratios, slopes)
+        for line in lines:  # a record leaves a trace in every direction, and lies in the bin that it was read from
+            at = line.place(ratios)
+            own = torch.tensor([one is not line or place == int(at[i]) for i, (one, place) in enumerate(held)])
+            good &= own & ((at < 0) | (line.slopes[at.clamp_min(0)].abs() > least))
         before = len(found)
         for (line, at), ratio, slope, label in (
             (held[i], ratios[i], slopes[i].clone(), named[i]) for i in good.nonzero().flatten().tolist()
