@@ -26,6 +26,7 @@ from suites.contracts import (
     ProbeRecord,
     Records,
     Reference,
+    RequestError,
     Skip,
     Threat,
 )
@@ -146,7 +147,10 @@ class Trial:
             return answer(bench.task, bench.stack, bench.federation, bench.prepared.pool, bench.assignment(), probes, params)
 
         guarded = Guarded(self.seen, frozenset(attack.needs))
-        self.evidence = answered(attack, guarded, self.evidence, ask, stream(*bench.where, "crafting", name, bench.defense))
+        try:
+            self.evidence = answered(attack, guarded, self.evidence, ask, stream(*bench.where, "crafting", name, bench.defense))
+        except RequestError as refusal:
+            raise Skip(f"the sites do not answer what this attack sends: {refusal}") from None
         self.seen = Seen(self.scene, self.evidence, self.threat)
 
     # ---- truth and scores by goal
