@@ -39,6 +39,11 @@ class MatchedSpan:
         self.rounds = rounds
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        means, count = self.by_site(seen)
+        return Guess(torch.stack(list(means.values())).max(0).values, notes={"public_components": float(count), "sites": float(len(means))})
+
+    def by_site(self, seen: Observation) -> tuple[dict[int, Tensor], int]:
+        """Each site's score of every candidate [n], averaged over the rounds, and the number of public components."""
         columns, key, candidates = widest(seen.known), key_to_use(seen), seen.candidates
         x, public = candidates.x[:, columns], seen.auxiliary.x[:, columns]
         views = [view for view in seen.rounds if view.broadcast is not None and self.messages(view)][: self.rounds]
@@ -64,8 +69,7 @@ class MatchedSpan:
                 score = matched(delta(update), components, x, before, after)
                 total[site] = total[site] + score if site in total else score
                 rounds[site] = rounds.get(site, 0) + 1
-        means = torch.stack([total[site] / rounds[site] for site in total])
-        return Guess(means.max(0).values, notes={"public_components": float(count), "sites": float(len(total))})
+        return {site: total[site] / rounds[site] for site in total}, count
 
     def messages(self, view: RoundView) -> dict[int, Params]:
         return dict(view.updates)

@@ -17,6 +17,11 @@ class RoundWise:
     """A record's score is its largest average over sites; a subclass says what the signal is."""
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        means, rounds = self.by_site(seen)
+        return Guess(torch.stack(list(means.values())).max(0).values, notes={"sites": float(len(means)), "rounds": float(rounds)})
+
+    def by_site(self, seen: Observation) -> tuple[dict[int, Tensor], int]:
+        """Each site's signal of every candidate [n], averaged over the rounds, and over how many at most."""
         candidates, key = seen.candidates, key_to_use(seen)
         total: dict[int, Tensor] = {}
         count: dict[int, int] = {}
@@ -35,8 +40,7 @@ class RoundWise:
                 count[site] = count.get(site, 0) + 1
         if not total:
             raise Skip("no round shows both a broadcast and an update")
-        means = torch.stack([total[site] / count[site] for site in total])
-        return Guess(means.max(0).values, notes={"sites": float(len(total)), "rounds": float(max(count.values()))})
+        return {site: total[site] / count[site] for site in total}, max(count.values())
 
     def messages(self, view: RoundView) -> dict[int, Params]:
         """What of a round is compared, by site."""
