@@ -73,6 +73,7 @@ _TITLES = {
     "planes": "Utility against leakage",
     "heat": "Every attack on every defense",
     "membership": "Membership",
+    "property": "Properties",
     "reconstruction": "Reconstructions",
     "keys": "Keys",
     "utility": "Utility",
@@ -132,6 +133,19 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
                     summary, f"membership:{unit}", ("auc", "auc:record", "tpr@1%", "advantage"), name(f"membership-{unit}"), power
                 )
                 for unit in ("person", "site")
+            )
+        ),
+        "property": _tables(
+            tables.attack_table(
+                summary,
+                "property",
+                (
+                    "leakage",
+                    *("accuracy_of_origin", "accuracy_of_origin:largest_site", "accuracy_of_origin:imputation"),
+                    *("share_error", "share_error:imputation"),
+                ),
+                name("property"),
+                power,
             )
         ),
         "reconstruction": _pictures(gallery.records(results, curves, record, prefix))

@@ -65,6 +65,11 @@ ATTACKS: Final = {
     "known_plaintext": "Known plaintext",
     "principal_components": "Principal components",
     "blind": "Blind (sees no model)",
+    "site_of_origin": "Site of origin",
+    "class_mix": "Class mix",
+    "class_mix_of_sum": "Class mix of all sites",
+    "donor_attribute": "Donor attribute",
+    "donor_attribute_of_sum": "Donor attribute of all sites",
     "designed_canaries": "Designed canaries",
     "designed_canaries_of_sum": "Designed canaries in the sum",
     "designed_canaries_black_box": "Designed canaries, black box",
@@ -86,7 +91,7 @@ GOALS: Final = {
     "membership:person": "Membership of persons",
     "membership:site": "Membership of sites",
     "key": "Opening the model (key)",
-    "property": "Properties",
+    "property": "Properties of sites and records",
     "audit": "Audit",
 }
 METRICS: Final = {

@@ -223,12 +223,16 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Records in public units: ``x`` [n, F] float32, ``y`` [n] labels; ``site``/``person`` [n] where the threat knows them."""
+    """Records in public units: ``x`` [n, F] float32, ``y`` [n] labels; ``site``/``person`` [n] where the threat knows them.
+
+    ``attribute`` [n] is known of auxiliary records alone: 1 and 0 for having it or not, -1 where nobody knows.
+    """
 
     x: Tensor
     y: Tensor
     site: Tensor | None = None
     person: Tensor | None = None
+    attribute: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -351,8 +355,8 @@ class Guess:
 
     ``value`` by goal. reconstruction: a list with one [batch, F] tensor a target, in the order of ``seen.targets`` (or ``target_sums``);
     it may stop early. membership: [n_candidates] scores, higher for members; audit: the same of canaries. key: a list of ``Secret | None``
-    (each is opened by the scorer on test records), or a dict of secret-derived tensors (compared with ``Defense.derived``). ``certified``
-    marks what the attack could verify without the truth.
+    (each is opened by the scorer on test records), or a dict of secret-derived tensors (compared with ``Defense.derived``). property:
+    what ``Attack.property`` says. ``certified`` marks what the attack could verify without the truth.
     """
 
     value: Any
@@ -384,6 +388,9 @@ class Attack(Protocol):
     A class with ``control = True`` marks an end of a scale: printed beside the attacks, never the worst case. One whose power shows only in
     some scene names it in an attribute ``ground`` (a ``Ground``). A membership attack whose scores are log-likelihood ratios says so by
     ``log_ratio = True``: they are summed as they are where the unit is a person or a site, others by the normal scores of their ranks.
+
+    An attack of goal "property" names in ``property`` what its value is: "site_of_origin" [n_candidates, S], higher for the site that a
+    record is said to come from; "class_mix" [S, K] and "attribute" [S, 2], shares of each site's records, or one row for all together.
 
     An attack of goal "audit" also has ``inserts(auxiliary: Records, classes: int, rng) -> Records``: canaries, each of which the referee
     adds to site 0's training records by a fair coin. They are then the candidates; the attack scores them without seeing a coin.

@@ -97,9 +97,11 @@ class Seen:
         n = len(scene.auxiliary) if threat.auxiliary <= 0 else min(threat.auxiliary, len(scene.auxiliary))
         if n < len(scene.auxiliary):  # drawn: the file's order may be by class
             chosen = torch.randperm(len(scene.auxiliary), generator=stream("auxiliary records of a threat", n))[:n]
-            self.auxiliary = Records(scene.auxiliary.x[chosen], scene.auxiliary.y[chosen])
+            held = scene.auxiliary.attribute
+            kept = None if held is None else held[chosen]
+            self.auxiliary = Records(scene.auxiliary.x[chosen], scene.auxiliary.y[chosen], attribute=kept)
         else:
-            self.auxiliary = Records(scene.auxiliary.x, scene.auxiliary.y)
+            self.auxiliary = Records(scene.auxiliary.x, scene.auxiliary.y, attribute=scene.auxiliary.attribute)
         self.candidates = scene.candidates
 
     @property

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,15 @@ class Prepared:
     layout: Layout | None = None  # of a structured task
     public: Mapping[str, Tensor] = field(default_factory=dict)  # its public facts
     home: Tensor | None = None  # [n_candidates] the site of each, those held out counted after the others; -1 for a test record
+    attribute: Tensor | None = None  # [N] 1, 0, or -1 where nobody knows
 
     def records(self, index: Tensor) -> Records:
         return Records(self.pool.x[index], self.pool.y[index])
+
+    def auxiliary_records(self) -> Records:
+        """The adversary's own, with their attribute."""
+        known = self.records(self.auxiliary)
+        return known if self.attribute is None else replace(known, attribute=self.attribute[self.auxiliary])
 
 
 def prepare(spec: Mapping[str, Any], cache: Path | None) -> Prepared:
@@ -121,6 +127,8 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         tensors |= {f"public/{name}": tensor for name, tensor in table.public.items()}
     if cohort.person is not None:
         tensors["person"] = torch.from_numpy(cohort.person)
+    if cohort.attribute is not None:
+        tensors["attribute"] = torch.from_numpy(cohort.attribute)
     if partition.kind == "column" and cohort.site is not None:
         tensors["site_of"] = torch.from_numpy(cohort.site)
     about = {name: getattr(cohort, name) for name in ("name", "citation", "licence", "transform", "digest")}
@@ -145,6 +153,7 @@ def _read(tensors: dict[str, Tensor]) -> Prepared:
         _layout(tensors["layout"].tolist()) if "layout" in tensors else None,
         {name.removeprefix("public/"): tensor for name, tensor in tensors.items() if name.startswith("public/")},
         tensors.get("home"),
+        tensors.get("attribute"),
     )
 
 

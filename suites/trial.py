@@ -33,6 +33,7 @@ from suites.contracts import (
 from suites.crafting import Crafting, answered
 from suites.federation import answer, build
 from suites.observation import Guarded, Scene, Seen
+from suites.properties import Properties
 from suites.randomness import keys, stream
 from suites.scoring import (
     Measure,
@@ -81,7 +82,7 @@ class Trial:
             prepared.pool.x.shape[1],
             self.secret,
             candidates,
-            prepared.records(prepared.auxiliary),
+            prepared.auxiliary_records(),
             len(prepared.candidates) // 2 if bench.spec.get("inserts") else int(prepared.member.sum()),  # coins are the referee's
             self.adversary,
             self.references,
@@ -158,6 +159,8 @@ class Trial:
     def _truth(self, attack: Attack) -> Any:
         if attack.goal in ("membership", "audit"):
             return self.bench.prepared.member.float()
+        if attack.goal == "property":
+            return Properties(self.bench).truth(attack)
         if attack.goal == "reconstruction":
             return self._records(attack)
         return self.secret
@@ -190,6 +193,9 @@ class Trial:
         person = None if prepared.person is None else prepared.person[prepared.candidates]
         measures = score_membership(guess.value[asked], prepared.member[asked], groups=None if person is None else person[asked])
         return measures, self._roc(guess)
+
+    def _score_property(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
+        return Properties(self.bench).score(attack, guess), []
 
     def _units(self) -> Tensor | None:
         """The person or site of each candidate where that is the threat's unit; raises ``Skip`` where their membership is no question."""

@@ -38,6 +38,7 @@ class Cohort:
     transform: str = "none"  # what was done to the stored values
     truth: Any = None  # of a generated cohort only; never part of the digest
     digest: str = field(default="", compare=False)
+    attribute: Codes | None = None  # [N] 1 for records that have a binary attribute, 0 for those that have not, -1 where nobody knows
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -56,6 +57,8 @@ def content_digest(cohort: Cohort) -> str:
     state = hashlib.sha256(b"infl-bench cohort v1")
     for array in (cohort.x, cohort.y, cohort.site, cohort.person):
         _array(state, array)
+    if cohort.attribute is not None:  # the digest of a cohort without one is what it always was
+        _array(state, cohort.attribute)
     for names in (cohort.classes, cohort.features, cohort.sites):
         _names(state, names)
     return state.hexdigest()

@@ -60,6 +60,7 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
         classes, y = _codes(labels[rows])
         sites, site = _column(file, "site", data.site, rows)
         _, person = _column(file, "person", data.person, rows)
+        attribute = None if data.attribute is None else _attribute(path, file, data.attribute, rows)
         matrix = data.matrix or "X"
         count = h5ad.width(file, matrix)
         features = _features(file, matrix) if count is None else tuple(f"{matrix.removeprefix('obsm/')} {i + 1}" for i in range(count))
@@ -73,7 +74,7 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
             "it out"
         )
     x, features, done = checked(str(path), x, features, data)
-    return Cohort(name, x, y, classes, features, site, sites, person, citation, licence, transform=done)
+    return Cohort(name, x, y, classes, features, site, sites, person, citation, licence, transform=done, attribute=attribute)
 
 
 def counts(data: DataSpec) -> Any:
@@ -115,6 +116,21 @@ def _features(file: h5py.File, matrix: str) -> tuple[str, ...]:
         used[name] = again + 1
         names.append(f"{name}-{again}" if again else str(name))
     return tuple(names)
+
+
+def _attribute(path: Path, file: h5py.File, asked: str, rows: NDArray[np.bool_]) -> Codes:
+    """Which records have the attribute: 1, 0, or -1 where the column says nothing."""
+    name, equals, value = asked.partition("=")
+    held = h5ad.column(file, name)[rows]
+    known = sorted({str(text) for text in held if text is not None})
+    if equals and value not in known:
+        raise RequestError(f"{path}: no record has '{value}' in '{name}'{did_you_mean(value, known)}")
+    if len(known) < 2 or (not equals and len(known) != 2):
+        raise RequestError(
+            f"{path}: an attribute is something that a record has or has not, and '{name}' takes {len(known)} values; name one of them "
+            f"(attribute: {name}={known[-1] if known else 'VALUE'}), or another column"
+        )
+    return np.array([-1 if text is None else int(str(text) == (value if equals else known[-1])) for text in held], dtype=np.int64)
 
 
 def _distinct(path: Path, names: Texts) -> None:

@@ -132,7 +132,7 @@ def synthetic(data: DataSpec) -> Cohort:
     from suites.cohorts.synthetic import generate, recipe
 
     made = recipe(data.params)
-    given = [field for field in ("label", "site", "person", "matrix") if getattr(data, field) is not None]
+    given = [field for field in ("label", "site", "person", "attribute", "matrix") if getattr(data, field) is not None]
     if data.only:
         raise RequestError("the synthetic cohort has no obs columns to choose records by; remove only, or give params other sizes")
     if given:

@@ -24,7 +24,8 @@ class DataSpec(_Frozen):
     all else, "log1p" takes log(1 + x), "none" leaves the values. ``missing="impute"`` admits NaN (the preprocessor then fills in the
     mean of the auxiliary records). ``drop`` says what may be left out where it would else be an error: "unlabelled" records, records of
     "rare" classes (fewer than two records), "empty" features (zero in every record). ``only`` keeps the records whose obs columns have
-    the listed values: ``only: {cohort: [BRCA]}``.
+    the listed values: ``only: {cohort: [BRCA]}``. ``attribute`` names a binary obs column that property attacks are after and no model is
+    told (``sex``), or one value of a column against all others (``batch=3``).
     """
 
     name: str | None = None
@@ -32,6 +33,7 @@ class DataSpec(_Frozen):
     label: str | None = None
     site: str | None = None
     person: str | None = None
+    attribute: str | None = None
     matrix: str | None = None
     transform: Literal["auto", "log1p", "none"] | None = None
     missing: Literal["error", "impute"] | None = None
