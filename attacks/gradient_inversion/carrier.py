@@ -7,9 +7,8 @@ thresholds (Fowl et al. 2022, "Robbing the Fed"; Boenisch et al. 2023, "When the
 - *Chain* (dense layers and ReLU): the first layer's own ReLU switches. One unit of each further layer passes the units' sum on.
 - *Residual* (the suite's network, whose first layer no ReLU follows): each block's branch is switched off, so the embedding reaches the
   head, whose ReLU switches, one head unit for each bin. A layer norm would divide out what all units share; one unit with a large constant
-  and one that weighs against all others hold its mean and deviation still, so that it hands them on as they are. What little the norm
-  adds to a row is one vector for all rows, and another that grows with what the unit says: a unit that measures nothing shows the first,
-  the large one the second.
+  and one that weighs against all others hold its mean and deviation still, so that it hands them on as they are. What it adds to every
+  row alike shows in that of a unit that measures nothing.
 
 Everything else is sent as zeros, a key's modulators too: a layer whose scale is 1 + tanh(0) is no longer keyed.
 
@@ -42,7 +41,7 @@ class Carrier:
     units: int
     classes: int
     chain: Chain | None  # None: the residual network
-    spare: int | None = None  # of the residual network: a row that measures nothing, before the last, which holds the norms still
+    spare: int | None = None  # of the residual network: a row that measures nothing
 
     @classmethod
     def found(cls, params: Params, features: int, classes: int) -> Carrier:
@@ -62,28 +61,14 @@ class Carrier:
             )
         return cls(first, width, classes, chain)
 
-    @property
-    def unused(self) -> int:
-        """Units of each direction that are on for nobody: one where the norm is cleaned away between equal directions."""
-        return 0 if self.spare is None else 1
-
     def read(self, sent: Params) -> tuple[Tensor, Tensor]:
         """Directions [units, F'] and thresholds [units] out of what was sent, as the sites' precision has them."""
         weight, bias = sent[self.first][: self.units].double(), sent[_bias(self.first)][: self.units].double()
         return weight / SMALL, -bias / SMALL
 
-    def cleaned(self, gradient: Tensor, sent: Params) -> Tensor:
-        """The units' rows [units, ...] of the first layer's gradient [H, ...] without what a norm adds to them.
-
-        Rows of one direction are clean up to a vector that they share, since they differ in their thresholds alone.
-        """
-        if self.spare is None:
-            return gradient[: self.units]
-        bias = sent[_bias(self.first)].to(gradient)
-        common, growing = gradient[self.spare], (gradient[-1] - gradient[self.spare]) / bias[-1]
-        said = bias[: self.units].view(-1, *[1] * (gradient.ndim - 1))
-        cleaned: Tensor = gradient[: self.units] - common - said * growing
-        return cleaned
+    def cleaned(self, gradient: Tensor) -> Tensor:
+        """The units' rows [units, ...] of the first layer's gradient [H, ...] without what a norm adds to all of them."""
+        return gradient[: self.units] if self.spare is None else gradient[: self.units] - gradient[self.spare]
 
     def slopes(self) -> Tensor:
         """What each class's output adds to the slope [K]: of either sign, none near their mean, and no sum of some near another's.

@@ -88,12 +88,10 @@ class Imprint:
         directions, thresholds = [], []
         for line, units in zip(drawn, torch.arange(carrier.units).tensor_split(count)):
             measured = public @ line
-            bins = len(units) - carrier.unused
             size = measured.std()
-            cuts = torch.quantile(measured / size, 1 - share + share * torch.arange(len(units), dtype=torch.float64).clamp_max(bins) / bins)
+            cuts = torch.quantile(measured / size, 1 - share + share * torch.arange(len(units), dtype=torch.float64) / len(units))
             if share == 1:
                 cuts[0] -= MARGIN  # nobody lies below
-            cuts[bins:] += 2 * MARGIN  # nor above
             directions.append((line / size).expand(len(units), -1))
             thresholds.append(cuts)
         return carrier.params(target.params, torch.cat(directions), torch.cat(thresholds))
@@ -149,18 +147,15 @@ def _lines(target: Target, carrier: Carrier) -> list[Line]:
     """The bins that the sent rows made, from the gradient that came back; equal rows are one direction's."""
     gradient = as_gradient(target)
     rows, cuts = carrier.read(target.params)
-    weight = carrier.cleaned(gradient[carrier.first].double(), target.params)
-    slope = carrier.cleaned(gradient[carrier.first.removesuffix("weight") + "bias"].double(), target.params)
+    weight = carrier.cleaned(gradient[carrier.first].double())
+    slope = carrier.cleaned(gradient[carrier.first.removesuffix("weight") + "bias"].double())
     new = torch.cat([torch.ones(1, dtype=torch.bool), (rows[1:] != rows[:-1]).any(1)])
     starts = [*new.nonzero().flatten().tolist(), len(rows)]
     lines = []
     for first, end in pairwise(starts):
         above = torch.cat([weight[first + 1 : end], torch.zeros_like(weight[:1])])
         beyond = torch.cat([slope[first + 1 : end], torch.zeros_like(slope[:1])])
-        last = end - carrier.unused  # the topmost unit is on for nobody where it is only there to be compared with
-        lines.append(
-            Line(rows[first], cuts[first:last], (weight[first:end] - above)[: last - first], (slope[first:end] - beyond)[: last - first])
-        )
+        lines.append(Line(rows[first], cuts[first:end], weight[first:end] - above, slope[first:end] - beyond))
     return lines
 
 
@@ -176,7 +171,7 @@ def _judge(seen: Observation, target: Target, carrier: Carrier) -> Judge:
         """The slope that this record by itself, so labelled, shows in rows that are on."""
         soft = torch.nn.functional.one_hot(torch.tensor([label]), carrier.classes).to(x)
         back = seen.simulate(one, x[None], soft, seen.key, prepared=True)[bias].detach().double()
-        return float(carrier.cleaned(back, target.params)[int((rows @ x.double() - cuts).argmax())])
+        return float(carrier.cleaned(back)[int((rows @ x.double() - cuts).argmax())])
 
     def judge(ratios: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         outputs = slopes * GAIN * SMALL * (ratios @ rows.T - cuts).relu().sum(1, keepdim=True)  # [n, K]
