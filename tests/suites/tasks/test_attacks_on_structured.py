@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from attacks.gradient_inversion.closed_form import ClosedForm
-from suites import registry
 from suites.bench import Bench, Row
 from suites.contracts import Threat
 from suites.referee import attack_cell, reference_cell, train_cell
@@ -191,40 +190,59 @@ def test_a_cell_that_sent_nothing_falls_out_of_its_neighbours_message(tmp_path: 
     assert float(torch.nn.functional.cosine_similarity(read, x[unseen, :genes], dim=0)) > 0.99
 
 
-def by_section(rate: float) -> dict[str, Any]:
-    """Thirty small sections of unlike tissue, of which a third is trained on; no section is in two parts."""
-    return spec(
-        "spatial_domains:unit=section",
+SECTIONS = {"sections": 30, "rows": 4, "columns": 4, "features": 40, "section_shift": 2.0, "noise": 0.3}
+
+
+def unit_row(folder: Path, rate: float, unit: str, task: str = "spatial_domains:unit=section", **changes: Any) -> Row:
+    """The AUC over units, or the reason why there is none, of the loss threshold on small sections of unlike tissue."""
+    given = spec(
+        task,
         "centralized",
-        data={
-            "name": "synthetic_tissue",
-            "params": {"sections": 30, "rows": 4, "columns": 4, "features": 40, "section_shift": 2.0, "noise": 0.3},
+        **{
+            "data": {"name": "synthetic_tissue", "params": SECTIONS},
+            "split": {"unit": "person", "train": 0.4, "validation": 0, "test": 0.4, "auxiliary": 0.2},
+            "federation": {"rounds": 1, "local": {"epochs": 80, "batch": 36, "lr": rate}},
+            "probes": [],
+            **changes,
         },
-        split={"unit": "person", "train": 0.4, "validation": 0, "test": 0.4, "auxiliary": 0.2},
-        federation={"rounds": 1, "local": {"epochs": 80, "batch": 36, "lr": rate}},
-        probes=[],
     )
-
-
-def section_auc(folder: Path, rate: float) -> float:
-    """AUC of sections by the mean of their cells' losses."""
-    given = by_section(rate)
-    target = folder / "train" / "target"
+    target, out = folder / "train" / "target", folder / "attack" / "loss"
     target.mkdir(parents=True)
+    out.mkdir(parents=True)
     train_cell(given, target)
-    bench = Bench(given, None)
-    trial = Trial(bench, Threat(unit="person"), target, [])
-    guess, _ = trial.guess(registry.find("attacks", "loss_threshold").make(), "loss_threshold")
-    prepared = bench.prepared
-    assert prepared.person is not None
-    section = prepared.person[prepared.candidates]
-    codes = torch.unique(section)
-    scores = torch.stack([guess.value[section == code].double().mean() for code in codes])
-    member = torch.stack([prepared.member[section == code].all() for code in codes])
-    assert bool((member == torch.stack([prepared.member[section == code].any() for code in codes])).all()), "a section is half a member"
-    return float((scores[member][:, None] > scores[~member]).double().mean())
+    threat = {"view": "server", "key": "none", "unit": unit}
+    attack_cell({**given, "attack": "loss_threshold", "threat": threat, "budget": 1.0}, out, {"train": target})
+    rows = {row["metric"]: row for row in json.loads((out / "rows.json").read_text())}
+    found: Row = rows.get("auc", rows.get("", {}))
+    return found
 
 
 def test_membership_of_a_section_shows_where_its_cells_are_learnt_and_not_where_nothing_is(tmp_path: Path) -> None:
-    assert section_auc(tmp_path / "learnt", 1e-2) > 0.9
-    assert 0.15 < section_auc(tmp_path / "nothing", 1e-9) < 0.85  # 12 sections against 12
+    learnt, nothing = unit_row(tmp_path / "learnt", 1e-2, "person"), unit_row(tmp_path / "nothing", 1e-9, "person")
+    assert learnt["n"] == nothing["n"] == 24  # sections
+    assert learnt["value"] > 0.9
+    assert 0.15 < nothing["value"] < 0.85
+
+
+def test_membership_of_a_section_that_is_a_site_is_asked_where_some_are_held_out(tmp_path: Path) -> None:
+    """Here a section is a hospital's: tiles are what the parts share out, and nine of thirty sections take no part."""
+    tiles = {"task": "spatial_domains:tiles=3", "split": {"unit": "person", "train": 0.6, "validation": 0, "test": 0.2, "auxiliary": 0.2}}
+    asked = unit_row(tmp_path / "asked", 1e-2, "site", partition={"kind": "column", "held_out": 9}, **tiles)
+    assert asked["n"] == 30
+    assert asked["value"] > 0.7
+    without = unit_row(tmp_path / "without", 1e-9, "site", **tiles)
+    assert without["status"] == "skipped"
+    assert "every site takes part" in without["reason"]
+
+
+def test_where_nobody_is_named_membership_of_donors_is_skipped(tmp_path: Path) -> None:
+    given = spec("integration", probes=[])
+    target, out = tmp_path / "train" / "target", tmp_path / "attack" / "loss"
+    target.mkdir(parents=True)
+    out.mkdir(parents=True)
+    train_cell(given, target)
+    threat = {"view": "server", "key": "none", "unit": "person"}
+    attack_cell({**given, "attack": "loss_threshold", "threat": threat, "budget": 1.0}, out, {"train": target})
+    (row,) = json.loads((out / "rows.json").read_text())
+    assert row["status"] == "skipped"
+    assert "no person column" in row["reason"]
