@@ -226,7 +226,10 @@ def test_membership_of_a_section_shows_where_its_cells_are_learnt_and_not_where_
 
 def test_membership_of_a_section_that_is_a_site_is_asked_where_some_are_held_out(tmp_path: Path) -> None:
     """Here a section is a hospital's: tiles are what the parts share out, and nine of thirty sections take no part."""
-    tiles = {"task": "spatial_domains:tiles=3", "split": {"unit": "person", "train": 0.6, "validation": 0, "test": 0.2, "auxiliary": 0.2}}
+    tiles: dict[str, Any] = {
+        "task": "spatial_domains:tiles=3",
+        "split": {"unit": "person", "train": 0.6, "validation": 0, "test": 0.2, "auxiliary": 0.2},
+    }
     asked = unit_row(tmp_path / "asked", 1e-2, "site", partition={"kind": "column", "held_out": 9}, **tiles)
     assert asked["n"] == 30
     assert asked["value"] > 0.7
