@@ -59,7 +59,8 @@ class Stage:
         torch.set_num_threads(1)
         self.ground = Ground() if ground is None else ground
         self.task = Classification(hidden=32, blocks=2, head=16, dropout=0.0, network="mlp")
-        federation = stack.protocol(Federation(stack.topology, SITES, rounds, Local(epochs=4, batch=8, lr=3e-3), flaws=self.ground.flaws))
+        local, share = Local(epochs=4, batch=8, lr=3e-3), self.ground.participation
+        federation = stack.protocol(Federation(stack.topology, SITES, rounds, local, share, flaws=self.ground.flaws))
         everybody = MEMBERS + 4 * OTHERS
         x = torch.randn(everybody, FEATURES, generator=torch.Generator().manual_seed(0))
         x = x**3 / 15**0.5 if self.ground.tails else x  # of variance one

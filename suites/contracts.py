@@ -250,6 +250,7 @@ class RoundView:
     updates: Mapping[int, Params]  # site -> update in the clear
     combined: Params | None
     weights: Mapping[int, int]  # site -> n_k where the protocol sends it
+    participants: tuple[int, ...] = ()  # whose updates are in ``combined``; the server knows, whatever masks them
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +373,7 @@ class Ground:
     Without one it is plain FedAvg with gradients of single records; for a key attack, ``infl:published``. ``defense`` names another stack,
     ``flaws`` the protocol's deliberate faults, ``batch`` the records behind each message, ``tails`` records whose values are far from
     normal (cubes of normal ones, as omics has few high and many low). ``keys`` > 0: the federation's key is among the first so
-    many that a two-byte seed gives, so that a search of all ends within a check.
+    many that a two-byte seed gives, so that a search of all ends within a check. ``participation``: the share of sites in each round.
     """
 
     defense: str = ""
@@ -380,6 +381,7 @@ class Ground:
     batch: int = 1
     tails: bool = False
     keys: int = 0
+    participation: float = 1.0
 
 
 class Attack(Protocol):

@@ -140,6 +140,7 @@ class Seen:
             {site: m.payload for site, m in clear.items()},
             self._others(record.combined, record.own or self._in_the_clear(record.messages)),
             {site: m.records for site, m in clear.items() if m.records is not None},
+            tuple(m.site for m in record.messages) if self.threat.view == "server" else (),
         )
 
     def _in_the_clear(self, messages: Sequence[Message], *, equal: bool = False) -> Own | None:
@@ -308,6 +309,7 @@ class Guarded:
             view.updates if "updates" in self._needs else {},
             view.combined if "sums" in self._needs else None,
             view.weights if "updates" in self._needs else {},
+            view.participants if self._needs & {"updates", "sums"} else (),
         )
 
     @property
