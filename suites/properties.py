@@ -9,7 +9,7 @@ from suites.bench import Bench
 from suites.contracts import Attack, Guess, Skip
 from suites.federation import POOLED
 from suites.scoring_measure import Measure
-from suites.scoring_property import imputed_kinds, score_origin, score_shares
+from suites.scoring_property import Floats, imputed_kinds, score_origin, score_shares
 
 
 class Properties:
@@ -49,7 +49,7 @@ class Properties:
             raise Skip("nobody wrote down which site each record went to")
         return torch.where(self.prepared.member, home, -1)
 
-    def _imputed(self) -> object:
+    def _imputed(self) -> Floats | None:
         """Where sites are a column, which site records like these come from; drawn sites have nothing of their own to tell."""
         prepared = self.prepared
         if prepared.site_of is None:

@@ -55,7 +55,9 @@ class ShadowShares:
         views = [view for view in seen.rounds if view.broadcast is not None and self.messages(view)][: self.rounds]
         if not views:
             raise Skip("no round shows both a broadcast and an update")
-        protocol, total, number = seen.known["protocol"].value, {}, dict[int, int]()
+        protocol = seen.known["protocol"].value
+        total: dict[int, Tensor] = {}
+        number: dict[int, int] = {}
         sites = max(protocol.sites, 1)
         errors: list[float] = []
         for view in views:
