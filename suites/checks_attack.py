@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,7 @@ from torch import Tensor
 from suites import registry
 from suites.auditing.insertion import Inserting
 from suites.checks_draws import Draws
+from suites.checks_property import property_measures, property_trial, skewed
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, Stage, Trial, same, with_truth
 from suites.contracts import Attack, Goal, Ground, Guess, KeyHeld, RequestError, Secret, Sees, Skip, Threat, View
@@ -80,6 +82,8 @@ class Examination:
         self.inserting = cast(Inserting, attack) if self.goal == "audit" and hasattr(attack, "inserts") else None
         own = [plugin.make() for plugin in registry.stack(named)] if named else []
         self.stage = Stage(Stack(own), inserting=self.inserting, ground=ground) if stage is None else stage
+        if self.goal == "property" and stage is None:
+            skewed(self.stage)
         self.where = " with ".join([named or "fedavg", *sorted(ground.flaws)])
         self.sums = "probe_sums" in attack.needs and "probes" not in attack.needs
         self.control = type(attack).__module__.rpartition(".")[2] == "controls"
@@ -88,13 +92,13 @@ class Examination:
     def results(self) -> list[CheckResult]:
         if self.goal == "audit" and self.inserting is None:
             return [CheckResult("inserts", "fail", "an audit brings canaries: give the attack a method inserts(auxiliary, classes, rng)")]
-        if self.goal not in ("reconstruction", "membership", "key", "audit"):
+        if self.goal not in ("reconstruction", "membership", "key", "audit", "property"):
             return [CheckResult("power", "skip", f"there is no scene with a known answer for the goal {self.goal} yet")]
         view = next((v for v in get_args(View) if why_not(self.attack, v, self.stage.stack, has_references=True) is None), None)
         if view is None:
             return [CheckResult("power", "fail", f"no view of {self.where} gives all of its needs: {', '.join(sorted(self.attack.needs))}")]
         self.view: View = view
-        self.trial = self.stage.trial(self.goal, sums=self.sums, view=view)
+        self.trial = self._trial(self.stage, view)
         started = time.perf_counter()
         draws = Draws(FEATURES)
         try:
@@ -121,10 +125,14 @@ class Examination:
 
     # ---- running and scoring
 
+    def _trial(self, stage: Stage, view: View, *, null: bool = False) -> Trial:
+        trial = stage.trial(self.goal, null=null, sums=self.sums, view=view)
+        return property_trial(stage, self.attack, trial, null=null) if self.goal == "property" else trial
+
     def scored(self, threat: Threat) -> dict[str, Measure]:
         """One run under one threat, and its scores."""
         self.threat = threat
-        trial = self.stage.trial(self.goal, sums=self.sums, view=threat.view)
+        trial = self._trial(self.stage, threat.view)
         return self._scores(self._run(self.attack, trial, view=threat.view), trial)
 
     def _first(self, draws: Draws) -> Guess:
@@ -156,6 +164,8 @@ class Examination:
         truth = trial.truth if truth is None else truth
         if self.goal in ("membership", "audit"):
             measures = score_membership(guess.value, torch.as_tensor(truth).bool())
+        elif self.goal == "property":
+            measures = property_measures(stage, self.attack, guess, truth)
         elif self.goal == "reconstruction":
             pool = torch.cat([stage.pool.x[stage.members], stage.pool.x[stage.unseen]])
             measures = score_reconstruction(guess, truth[: len(guess.value)], pool, trial.scene.auxiliary, {}, stream("check", "scorer"))
@@ -198,6 +208,8 @@ class Examination:
         if self.goal == "key":  # no defense is bound to fall to one key attack, so this can only be a warning
             weak = not leakage.value > 0
             return CheckResult(name, "warn" if weak else "pass", shown + (": it opens no more than the majority guess" if weak else ""))
+        if self.goal == "property" and math.isnan(leakage.low):  # all sites together are one figure
+            return CheckResult(name, "pass" if leakage.value > 0.5 else "warn", f"leakage {leakage.value:.3f}, without an interval")
         found = scores.get("reidentified")
         pointed = found is not None and found.low > 2 * scores["chance_reidentified"].value
         if leakage.low > 0 or pointed:
@@ -219,8 +231,8 @@ class Examination:
         name = "nothing on the null"
         if self.goal == "key":
             return CheckResult(name, "skip", "no key is hidden in a scene without one")
-        trial = self.stage.trial(self.goal, null=True, sums=self.sums, view=self.view)
-        if self.goal in ("membership", "audit"):
+        trial = self._trial(self.stage, self.view, null=True)
+        if self.goal in ("membership", "audit", "property"):
             guess = self._run(self.attack, trial)
         elif "oracle" in self.reads:
             return CheckResult(name, "skip", "it read the truth")
@@ -304,7 +316,7 @@ class Examination:
             if (view == self.view and stage is self.stage) or not has or self.seconds > _PATIENCE:
                 continue
             try:
-                guess = self._run(self.attack, stage.trial(self.goal, sums=self.sums, view=view), view=view)
+                guess = self._run(self.attack, self._trial(stage, view), view=view)
                 said.append(f"{label}: runs" if guess.value is not None else f"{label}: no guess")
             except Skip as skip:
                 said.append(f"{label}: {skip}")
