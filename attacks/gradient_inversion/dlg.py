@@ -65,7 +65,8 @@ class DLG:
         batch, features, classes = problem.target.batch, problem.features, problem.classes
         free = 0 if labels is not None else classes
         device = next(iter(problem.params.values())).device
-        start = torch.randn(self.restarts, batch, features + free, generator=rng).double().to(device)
+        drawn = [torch.randn(self.restarts, batch, width, generator=rng) for width in (features, free)]
+        start = torch.cat(drawn, -1).double().to(device)
 
         def parts(flat: Tensor) -> tuple[Tensor, Tensor]:
             x, scores = torch.split(flat.view(-1, batch, features + free), [features, free], -1)

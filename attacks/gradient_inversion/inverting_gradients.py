@@ -41,7 +41,7 @@ class InvertingGradients(CosineInversion):
         return None if unlabelled(seen.known) else label_list(target, classes)
 
     def schedule(self, optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return torch.optim.lr_scheduler.MultiStepLR(optimiser, [self.budget * eighth // 8 for eighth in (3, 5, 7)], gamma=0.1)
+        return torch.optim.lr_scheduler.MultiStepLR(optimiser, [max(self.budget * eighth // 8, 1) for eighth in (3, 5, 7)], gamma=0.1)
 
 
 class InvertingGradientsOfSum(InvertingGradients):
