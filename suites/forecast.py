@@ -22,6 +22,16 @@ SEARCHES = {
     "overlap": 5.0,
     "cosine_inversion": 2.0,
     "cosine_inversion_of_sum": 2.0,
+    "inverting_gradients": 8.0,
+    "inverting_gradients_of_sum": 8.0,
+    "dlg": 4.0,
+    "dlg_of_sum": 6.0,
+    "idlg": 4.0,
+    "idlg_of_sum": 6.0,
+    "tableak": 8.0,
+    "tableak_of_sum": 10.0,
+    "learned_inverter": 6.0,
+    "learned_inverter_of_sum": 8.0,
 }
 _ENOUGH = 200  # manifests read from earlier runs, a stage
 

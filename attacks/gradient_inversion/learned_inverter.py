@@ -27,6 +27,7 @@ from attacks.gradient_inversion.wear import Wear
 from suites.contracts import Goal, Guess, Observation, Params, Records, RequestError, Secret, Sees, Skip, Target
 
 _PROJECTED, _HIDDEN = 16, 128  # coordinates of each tensor but the first; units
+_LARGEST = 32  # records behind a message
 _KEYS = 8  # of the adversary's own drawing
 _AT_ONCE = 2**23  # numbers in the messages that are simulated together
 _EPOCHS, _BATCH, _RATE, _DECAY = 40, 64, 3e-3, 1e-3
@@ -63,6 +64,8 @@ class LearnedInverter:
             raise Skip("an inverter is trained on the adversary's own records, and there are none")
         everything = self.messages(seen)
         targets = list(everything[: self.limit])
+        if max(target.batch for target in targets) > _LARGEST:
+            raise Skip(f"more than {_LARGEST} records behind a message: of such crowds an inverter says no more than their mean")
         values: dict[int, Tensor] = {}
         trust: dict[int, float] = {}
         for group in alike(targets):
