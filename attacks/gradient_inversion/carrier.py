@@ -53,6 +53,8 @@ class Carrier:
         first = first_linear(params, features).weight
         width = len(params[first])
         if {"embedding.weight", "fc1.weight", "fc2.weight"} <= set(params) and first == "embedding.weight":
+            if width < 5:
+                raise Skip("the first layer has too few units: three of them hold the norms still, and two neighbours make a bin")
             return cls(first, min(width - 3, len(params["fc1.weight"])), classes, None, width - 2)
         chain = Chain.found(params, features, classes)
         if chain is None or len(chain.weights) < 2:

@@ -79,6 +79,7 @@ class Imprint:
         features = known_count(seen.known, "features")
         carrier = Carrier.found(target.params, features, known_count(seen.known, "classes"))
         count, share = _plan(self.behind(target) / carrier.units)
+        count = min(count, max(carrier.units // 2, 1))
         width = target.params[carrier.first].shape[1]
         drawn = torch.randn(count, width, generator=rng, dtype=torch.float64)
         public = seen.auxiliary.x.double()

@@ -89,6 +89,13 @@ def test_networks_that_it_cannot_use_are_skipped_with_a_reason() -> None:
         Carrier.found(wire(ResidualMLP(10, 3, hidden=8, head=4, norm="batch")), 10, 3)
     with pytest.raises(Skip, match="no way through"):
         Carrier.found(wire(mlp([10, 8, 8, 3], norm=True)), 10, 3)
+    with pytest.raises(Skip, match="too few units"):
+        Carrier.found(wire(ResidualMLP(10, 3, hidden=4, head=4)), 10, 3)
+
+
+@pytest.mark.parametrize("units", [2, 3, 5])
+def test_few_units_make_few_bins(units: int) -> None:
+    assert attacked(units, 1, 0) == (1.0, 1.0, True)
 
 
 SUITE = """
