@@ -26,6 +26,8 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
         "ladder",
         "ladder_of_sum",
         "cosine_inversion_of_sum",
+        "learned_inverter",
+        "learned_inverter_of_sum",
     ),
     "membership": (
         "loss_threshold",

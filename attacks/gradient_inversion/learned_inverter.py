@@ -8,6 +8,9 @@ Width does not enter the training: the network reads and writes coordinates. It 
 vectors (the records' own space) on the auxiliary records' principal components, with their strengths, and random projections of the
 other tensors; it writes each record as a sum of these vectors and components; the loss follows from their inner products. What was done to
 the message after the client is put on the training messages too (``wear``); an unknown key is one of many that the adversary draws.
+
+It is behind the exact attacks where those are exact, and ahead of every other one in batches that are worn (pbmc68k, R2): four records of
+which signs are sent .47 (independent components .24), four under noise of .1 an entry .22 (-.02), eight under Adam .23 (closed form -.03).
 """
 
 from __future__ import annotations
