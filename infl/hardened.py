@@ -27,7 +27,8 @@ class Hardened(Defense):
     Parameters
     ----------
     spread : float
-        The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation, which three known records undo.
+        The spectrum's half width c: singular values lie in [1/c, c]. 1 is a pure rotation. What protects is the minimum; 2 and more cost
+        accuracy on small cohorts (docs/hardened.md).
     minimum : int, optional
         Records that must stand behind every visible update: a federation with a smaller site, or a probe of fewer records, is refused.
         By default 128, or twice the units of the network's first layer where that is more. It was measured with 64 units
@@ -50,7 +51,7 @@ class Hardened(Defense):
         "membership as FedAvg's does.",
     )
 
-    def __init__(self, *, spread: float = 2.0, minimum: int | None = None) -> None:
+    def __init__(self, *, spread: float = 1.7, minimum: int | None = None) -> None:
         if spread < 1:
             raise RequestError(
                 f"infl:hardened needs spread >= 1 but got {spread:g}: it is the ratio c of singular values in [1/c, c]; 1 is a rotation"

@@ -37,16 +37,17 @@ from suites.tasks.classification import Classification
 from tests.attacks.visible import hits, look
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SPREADS = (1.0, 2.0, 4.0)
+SPREADS = (1.0, 1.4, 1.7, 2.0, 4.0)
 KNOWN = 20
+PLAINTEXTS = (0, 3, 10, 30, 100)
 _DISJOINT, _REDRAWN, _SITE = 64, 24, 140
 
 
 def cohort(name: str, every: int = 12) -> tuple[Records, Tensor, Tensor]:
     """Records in public units, candidates, and the adversary's own third (of Kang, every twelfth cell)."""
     folder = Path(os.environ.get("INFL_BENCH_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    if name == "pbmc68k":
-        held, step = load(DataSpec(name="pbmc68k")), 1
+    if name != "kang":
+        held, step = load(DataSpec(name=name)), 1
     else:
         held, step = load(DataSpec(path=str(folder / "h5ad" / "kang_control_8donors_muscat.h5ad"), label="cell_type")), every
     raw, y = held.x[::step], torch.from_numpy(held.y[::step])
@@ -79,9 +80,7 @@ def measure(data: tuple[Records, Tensor, Tensor], spread: float, size: int, seed
     guesses["gram_search"] = x[search(mixed.z, x, allowed, stream(*coordinates, "gram"), starts=starts, trusted=mixed.trusted)[0]]
     more, may = with_known(mixed, x, allowed, torch.cat(sight.truth)[:KNOWN])
     guesses["known_plaintext"] = more[search(mixed.z, more, may, stream(*coordinates, "known"), starts=starts, trusted=mixed.trusted)[0]]
-    sizes = torch.bincount(sight.pool.y, minlength=common["classes"]).double()
-    drawn = [torch.bincount(records.y[list(message)], minlength=len(sizes)).double() for message in messages]
-    chance = float(sum((one.square() / sizes.clamp_min(1)).sum() for one in drawn)) / (size * len(messages))  # the labels are known
+    chance = _within_labels(messages, records.y, sight.pool.y)
     rows = [_row(name, by_target(guess, mixed), sight.truth, chance) for name, guess in guesses.items()]
     if size >= 8:
         site = order[: max(_SITE, 2 * size)]
@@ -90,6 +89,13 @@ def measure(data: tuple[Records, Tensor, Tensor], spread: float, size: int, seed
         with contextlib.suppress(Skip):
             rows.append(_row("overlap", sight.guess(Overlap(250 * starts), *coordinates).value, sight.truth, min(size / len(x), 1.0)))
     return [{"spread": spread, "records_behind": size, "seed": seed, **row} for row in rows]
+
+
+def _within_labels(messages: Sequence[Sequence[int]], y: Tensor, asked: Tensor) -> float:
+    """The share that a draw among candidates of the right labels names; the labels are known."""
+    sizes = torch.bincount(asked, minlength=int(y.max()) + 1).double()
+    drawn = [torch.bincount(y[list(message)], minlength=len(sizes)).double() for message in messages]
+    return float(sum((one.square() / sizes.clamp_min(1)).sum() for one in drawn)) / sum(len(message) for message in messages)
 
 
 def _row(attack: str, guess: Sequence[Tensor], truth: Sequence[Tensor], chance: float) -> dict[str, Any]:
@@ -110,6 +116,43 @@ def _row(attack: str, guess: Sequence[Tensor], truth: Sequence[Tensor], chance: 
     }
 
 
+def plaintexts(
+    data: tuple[Records, Tensor, Tensor],
+    spread: float,
+    known: Iterable[int] = PLAINTEXTS,
+    size: int = 1,
+    seed: int = 0,
+    in_sight: int = 160,
+) -> list[dict[str, Any]]:
+    """How many of ``in_sight`` records, sent ``size`` a message, are named when the first ``known`` of them are given: a row each."""
+    records, asked, own = data
+    order = asked[torch.randperm(len(asked), generator=stream("hardened limits", "known", seed))].tolist()[:in_sight]
+    messages = [order[i : i + size] for i in range(0, len(order), size)]
+    where = ("hardened limits", "plaintexts", spread, size, seed)
+    sight = look(
+        [Hardened(spread=spread, minimum=1)],
+        records,
+        messages,
+        asked,
+        own,
+        classes=int(records.y.max()) + 1,
+        task=Classification(dropout=0.0, network="mlp"),
+        secret=keys("hardened limits", "secret", seed),
+        start=seed,
+    )
+    seen, x, truth = Seen(sight.scene, sight.evidence, Threat()), sight.pool.x, torch.cat(sight.truth)
+    mixed = mixed_records(seen, seen.targets, stream(*where, "mixed"), budget=900 if size <= 32 else 150)
+    allowed = may_be(mixed, sight.pool.y)
+    rows = []
+    for count in known:
+        more, may = with_known(mixed, x, allowed, truth[:count])
+        placed = search(mixed.z, more, may, stream(*where, "known", count), starts=1, trusted=mixed.trusted)[0]
+        guess, first = by_target(more[placed], mixed), -(-count // size)  # messages that hold a known record are not asked for
+        row = _row("known_plaintext", guess[first:], sight.truth[first:], _within_labels(messages[first:], records.y, sight.pool.y))
+        rows.append({"spread": spread, "records_behind": size, "seed": seed, "known": count, **row})
+    return rows
+
+
 def limits(name: str, spreads: Iterable[float] = SPREADS, sizes: Iterable[int] = SIZES, seeds: Iterable[int] = (0,)) -> pd.DataFrame:
     """The whole table of one cohort; about a minute a cell."""
     data = cohort(name)
@@ -117,12 +160,12 @@ def limits(name: str, spreads: Iterable[float] = SPREADS, sizes: Iterable[int] =
     return pd.DataFrame(rows).assign(data=name)
 
 
-def needed(table: pd.DataFrame, bar: float = 0.05) -> int:
-    """The smallest N from which on no attack without plaintext names more than ``bar`` above chance, at any spread and cohort.
+def needed(table: pd.DataFrame, bar: float = 0.05, spread: float = 1.0) -> int:
+    """The smallest N from which on no attack without plaintext names more than ``bar`` above chance, on any cohort, from ``spread`` on.
 
     Seeds are repeats of a cell: their mean counts.
     """
-    keyless = table[table["attack"] != "known_plaintext"]
+    keyless = table[(table["attack"] != "known_plaintext") & (table["spread"] >= spread)]
     cells = keyless.groupby(["data", "spread", "attack", "records_behind"])["share"].mean()
     worst = cells.groupby("records_behind").max()
     above = worst.index[worst > bar]

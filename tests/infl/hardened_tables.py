@@ -13,8 +13,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from scipy import stats
 
+from infl.hardened import Hardened
 from suites import transcript
 from suites.bench import Bench
 from suites.contracts import Threat
@@ -96,3 +98,49 @@ def balanced(folder: Path) -> list[float]:
         opened = [bench.utilities(bench.predict(seen.draw_key(index)), final)["balanced_accuracy"] for index in range(WRONG_KEYS)]
         found.append(float(torch.tensor(opened).mean()))
     return found
+
+
+ATTACKS = {"norms": "lengths", "gram_search": "inner products", "overlap": "redrawn batches", "known_plaintext": "20 known records"}
+
+
+def page(limits: pd.DataFrame) -> str:
+    """The first table of docs/hardened.md: share above chance by cohort, spread and N, with its binomial interval or that over seeds."""
+    lines = [f"| cohort | c | N | {' | '.join(ATTACKS.values())} |", f"|{'---|' * (3 + len(ATTACKS))}"]
+    for (name, spread, size), own in limits.groupby(["data", "spread", "records_behind"]):
+        cells = []
+        for attack in ATTACKS:
+            runs = own[own["attack"] == attack]
+            mean, low, high = interval(runs["share"])
+            if len(runs) == 1:
+                low, high = float(runs["low"].iloc[0]), float(runs["high"].iloc[0])
+            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]{f' ({len(runs)})' if len(runs) > 1 else ''}" if len(runs) else "-")
+        lines.append(f"| {name} | {spread:g} | {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(limits: pd.DataFrame, known: pd.DataFrame, path: Path) -> None:
+    """Share of records named above chance against N, a panel for each cohort, and against known records; worst attack without plaintext."""
+    cohorts = list(dict.fromkeys(limits["data"]))
+    figure = Figure(figsize=(4 * (len(cohorts) + 1), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(cohorts) + 1, sharey=True)
+    spreads = sorted(limits["spread"].unique())
+    colour = {spread: f"C{place}" for place, spread in enumerate(spreads)}
+    keyless = limits[limits["attack"] != "known_plaintext"]
+    for panel, name in zip(panels, cohorts):
+        cells = keyless[keyless["data"] == name].groupby(["spread", "records_behind", "attack"])["share"].mean()
+        for spread, own in cells.groupby(level=["spread", "records_behind"]).max().groupby(level="spread"):
+            line = own.droplevel("spread").sort_index()
+            panel.plot(line.index, line.to_numpy(), "o-", color=colour[spread], label=f"c = {spread:g}")
+        panel.axvline(Hardened().minimum, color="0.6", linestyle=":")
+        panel.set_xscale("log", base=2)
+        panel.set_xlabel("N, records behind the smallest update")
+        panel.set_title(f"{name}: no plaintext")
+    for (spread, size), own in known.groupby(["spread", "records_behind"]):
+        style = {1: "-", 16: "--"}.get(int(size), ":")
+        panels[-1].plot(own["known"], own["share"], f"o{style}", color=colour[spread], label=f"c = {spread:g}, N = {size}")
+    panels[-1].set_xlabel("records that the adversary knows")
+    panels[-1].set_title("pbmc68k: known plaintexts")
+    panels[0].set_ylabel("share named above chance")
+    for panel in panels:
+        panel.legend(fontsize=7)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -19,16 +19,13 @@ def test_utility_costs_what_the_page_says_and_wrong_keys_open_nothing() -> None:
         cost = table.loc[(data, "accuracy: difference", f"{OURS} - {PLAIN}")]
         assert cost["seeds"] >= 5
         assert cost["low"] < cost["mean"] < cost["high"]
-        if data == "pbmc68k":  # two points lie inside the interval: neither kept nor broken, and the page says so
-            assert cost["low"] < -0.02 < cost["high"]
-        else:
-            assert cost["low"] >= -0.02
+        assert cost["low"] >= -0.02
         wrong = table.loc[(data, "accuracy with wrong keys", OURS)]
         assert wrong["high"] <= table.loc[(data, "largest class", OURS)]["mean"]
         balanced = table.loc[(data, "balanced accuracy with wrong keys", OURS)]
-        assert balanced["mean"] == pytest.approx(table.loc[(data, "one over the classes", OURS)]["mean"], abs=0.05)
+        assert balanced["low"] <= table.loc[(data, "one over the classes", OURS)]["mean"] <= balanced["high"]
         assert 0.40 <= table.loc[(data, "membership by the span, AUC", OURS)]["mean"] <= 0.60
-    assert table.loc[("pbmc68k", "accuracy: difference", f"{OURS}:spread=1.4 - {PLAIN}")]["low"] >= -0.02
+    assert table.loc[("pbmc68k", "accuracy: difference", f"{OURS}:spread=2 - {PLAIN}")]["mean"] < -0.02  # why the default is less
     page = (DOCS / "hardened.md").read_text(encoding="utf-8")
     for data in ("pbmc68k", "cptac", "kang"):
         assert f"{table.loc[(data, 'accuracy', OURS)]['mean']:.3f}" in page
