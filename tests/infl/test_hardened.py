@@ -32,7 +32,7 @@ def secret(index: int = 0) -> Secret:
     return Hardened().secret(keys("test_hardened", index))
 
 
-def mixed(x: Tensor, index: int = 0, spread: float = 2.0) -> Tensor:
+def mixed(x: Tensor, index: int = 0, spread: float = Hardened().spread) -> Tensor:
     return Hardened(spread=spread).prepare(x, secret(index))
 
 
