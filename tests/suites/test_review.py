@@ -53,7 +53,7 @@ def test_a_site_is_not_asked_about_its_own_records(tmp_path: Path) -> None:
     assert 0 < counted["server"] - counted["site"] < counted["server"] / 2
 
 
-@pytest.mark.parametrize("threat", ["{colluders: 2}", "{unit: site}", "{unit: condition}"])
+@pytest.mark.parametrize("threat", ["{colluders: 2}", "{unit: condition}"])
 def test_threats_that_nobody_measures_are_refused(tmp_path: Path, threat: str) -> None:
     with pytest.raises(RequestError, match="not measured yet"):
         api.request(write(tmp_path, "loss_threshold", threat))
