@@ -139,8 +139,10 @@ def test_both_distances_are_those_of_the_messages(norm: bool) -> None:
 def test_inverting_gradients_steps_by_the_sign_alone_and_its_rate_falls_thrice() -> None:
     seen, _, _ = lab()
     start = torch.randn(1, 1, F, generator=torch.Generator().manual_seed(5))[0]
-    moved = (run(InvertingGradients(budget=1), seen).value[0] - start).abs()
-    assert torch.allclose(moved, torch.full_like(moved, 0.1), atol=1e-5)  # Adam's first step of a sign is the rate, in every coordinate
+    moved = (run(InvertingGradients(budget=4), seen).value[0] - start).abs()
+    # Four signs a coordinate, up to one for all of them: no more than eight ways to go, while slopes go as many as there are coordinates.
+    assert len(torch.unique((moved * 1e5).round())) <= 8
+    assert float((moved - 0.1).abs().max()) < 0.012  # the first step is the whole rate, the second a tenth of it
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     attack, rates = InvertingGradients(budget=80), []
     schedule = attack.schedule(optimiser)
