@@ -176,9 +176,7 @@ def data_fetch(
 def data_convert(
     kind: Annotated[
         str,
-        typer.Argument(
-            help="procan (a CSV), gears (perturb_processed.h5ad), huvec (folders SCR, Sh-B, Sh-E, Sh-H), multiome (10x's .h5)."
-        ),
+        typer.Argument(help="procan (a CSV), gears (perturb_processed.h5ad), huvec (folders SCR, Sh-B, Sh-E, Sh-H), multiome (10x's .h5)."),
     ],
     path: Annotated[Path, typer.Argument(help="The file or folder as it was given out.")],
     out: Annotated[Path, typer.Option(help="The .h5ad to write.")],
