@@ -33,13 +33,12 @@ def fit(guess, truth) -> float:
 
 
 def test_dlg_finds_record_and_label_together() -> None:
-    seen, truth, labels = lab(count=2)
+    seen, truth, labels = lab()
     problem = FullSpace(seen, seen.targets[0], None)
-    x, soft, loss = DLG(restarts=4)._descend(problem, None, torch.Generator().manual_seed(5))
+    x, soft, loss = DLG()._descend(problem, None, torch.Generator().manual_seed(5))
     assert float(cosine(x, truth[0])) > 0.99
     assert soft.argmax(-1).tolist() == labels[0].tolist()
     assert 0 <= loss < 1e-2
-    assert fit(run(DLG(restarts=4), seen), truth) > 0.9
 
 
 def test_idlg_reads_the_label_first_and_is_then_exact() -> None:
@@ -52,7 +51,7 @@ def test_idlg_reads_the_label_first_and_is_then_exact() -> None:
 
 
 def test_knowing_labels_is_worth_something_in_a_batch() -> None:
-    seen, truth, _ = lab(size=4, count=2)
+    seen, truth, _ = lab(size=4)
     joint, given = fit(run(DLG(), seen), truth), fit(run(IDLG(), seen), truth)
     assert given > 0.9
     assert given > joint + 0.05
@@ -153,6 +152,7 @@ def test_inverting_gradients_steps_by_the_sign_alone_and_its_rate_falls_thrice()
     assert [round(rates[step], 6) for step in (0, 29, 30, 49, 50, 69, 70, 79)] == [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
 
 
+@pytest.mark.slow
 def test_inverting_gradients_wants_many_steps_and_our_variant_few() -> None:
     seen, truth, _ = lab(size=2)
     sizes, both = (60, 400), (InvertingGradients, CosineInversion)

@@ -124,6 +124,7 @@ def twelves() -> list[tuple[Tensor, Tensor, Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_relaxation_is_worth_something(twelves, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tableak.Categories, "found", classmethod(lambda cls, public, whole=Categories.found: whole(public[:0])))
     plain = [(aligned(run(seen, budget=250).value[0], x), x) for seen, x in (lab(12, seed) for seed in range(3))]
