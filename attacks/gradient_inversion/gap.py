@@ -46,7 +46,7 @@ class Gap:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Distances [L] at records ``x`` [L, B, r] with probabilities ``y`` [L or 1, B, K]; differentiable once, in ``x`` and ``y``."""
-        found: Tensor = _Distance.apply(x, y, self)
+        found: Tensor = _Distance.apply(x, y, self)  # type: ignore[no-untyped-call]
         return found
 
     def with_slopes(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
