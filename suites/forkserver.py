@@ -121,6 +121,9 @@ def serve(parent: int) -> None:
             for pid in workers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            for pid in workers:  # whoever waits for this end may clear away what they were writing
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
             os._exit(0)
         *lines, rest = (rest + read).split(b"\n")
         for message in map(json.loads, lines):

@@ -92,6 +92,8 @@ class _Run:
         self.server.close()
         for identity in self.running:
             self.store.release(identity)
+        if self.running:  # a run that ends early leaves cells half done
+            self.store.sweep()
 
     def loop(self) -> Outcome:
         while self.missing:
