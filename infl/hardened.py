@@ -32,9 +32,10 @@ class Hardened(Defense):
     minimum : int, optional
         Records that must stand behind every visible update: a federation with a smaller site, or a probe of fewer records, is refused.
         By default 128, or twice the units of the network's first layer where that is more. It was measured with 64 units
-        (docs/hardened.md): without key or plaintext up to 82 % of records are named where gradients of 64 records or fewer are in sight,
-        at most 5 % above chance from 128 on. Up to the layer's width a gradient's row space holds every mixed record exactly, and
-        batches that overlap isolate them. A number given here replaces the default, whatever the width.
+        (docs/hardened.md): without key or plaintext all records are named where single ones or batches of 8 are in sight, 82 % where
+        overlapping batches of 64 are, and at the default spread at most 5 % above chance (a mean over seeds) at 128. Up to the layer's
+        width a gradient's row space holds every mixed record exactly, and batches that overlap isolate them. A number given here
+        replaces the default, whatever the width.
     """
 
     keeps_lengths = False

@@ -209,6 +209,8 @@ class _Planner:
                 reason = PASSIVE if threat.view == "server" else NO_CHOICE
             elif attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
+            elif keyed and threat.view == "site" and threat.key in ("none", "wrong"):
+                reason = "every site holds the key of this defense; ask with key: right"
             elif attack.holder and threat.key == "none":
                 reason = "this threat holds no key"
             elif attack.needs is not None and topology is not None and (True in masks or None not in masks):

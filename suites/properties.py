@@ -13,10 +13,13 @@ from suites.scoring_property import Floats, imputed_kinds, score_origin, score_s
 
 
 class Properties:
-    """One federation's properties; ``attack.property`` names the one that is asked."""
+    """One federation's properties; ``attack.property`` names the one that is asked. A site that looks asks about the others."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, looker: int | None = None) -> None:
         self.bench, self.prepared = bench, bench.prepared
+        self.sites = [site for index, site in enumerate(bench.prepared.sites) if index != looker]
+        own = [] if looker is None else [bench.prepared.sites[looker]]
+        self.public = torch.cat([bench.prepared.auxiliary, *own])  # what is known without a message: a site knows its own records
         if POOLED in bench.federation.flaws:
             raise Skip("one site of this federation holds all records (pooled_client), so that no property is a single site's")
 
@@ -26,7 +29,7 @@ class Properties:
         if asked == "site_of_origin":
             return self._home()
         kind, count = self._kinds(asked)
-        return torch.stack([_shares(kind[site], count) for site in self.prepared.sites])
+        return torch.stack([_shares(kind[site], count) for site in self.sites])
 
     def score(self, attack: Attack, guess: Guess) -> list[Measure]:
         asked, prepared = self.asked(attack), self.prepared
@@ -36,8 +39,8 @@ class Properties:
         kind, count = self._kinds(asked)
         truth = self.truth(attack)
         if len(guess.value) == 1 and len(truth) > 1:  # of all sites together
-            truth = _shares(kind[torch.cat(prepared.sites)], count)[None]
-        return score_shares(guess.value.detach().cpu().numpy(), truth.numpy(), _shares(kind[prepared.auxiliary], count).numpy())
+            truth = _shares(kind[torch.cat(self.sites)], count)[None]
+        return score_shares(guess.value.detach().cpu().numpy(), truth.numpy(), _shares(kind[self.public], count).numpy())
 
     @staticmethod
     def asked(attack: Attack) -> str:
@@ -79,6 +82,6 @@ class Properties:
 
 
 def _shares(kind: Tensor, count: int) -> Tensor:
-    """Shares [count] of each kind among the records whose kind is known."""
+    """Shares [count] of each kind among the records whose kind is known; NaN where it is of none."""
     known = kind[kind >= 0]
-    return torch.bincount(known, minlength=count).double() / max(len(known), 1)
+    return torch.bincount(known, minlength=count).double() / len(known)

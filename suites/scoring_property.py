@@ -60,12 +60,17 @@ def score_shares(guess: ArrayLike, truth: ArrayLike, baseline: ArrayLike) -> lis
     """Guessed shares [S, C] against the true ones, on a scale from imputation (0) to the truth (1).
 
     ``leakage = 1 - sum |guess - truth|² / sum |baseline - truth|²`` (the Brier skill score); ``share_error`` is half the L1 distance
-    (total variation), mean over sites. ``baseline`` is [C] or [S, C]: what is guessed without the model. Intervals are over sites.
+    (total variation), mean over sites. ``baseline`` is [C] or [S, C]: what is guessed without the model. Intervals are over sites. A site
+    whose true shares are NaN, since nobody wrote them down, is left out.
     """
     said, real = np.atleast_2d(np.asarray(guess, dtype=np.float64)), np.atleast_2d(np.asarray(truth, dtype=np.float64))
     if said.shape != real.shape:
         raise ValueError(f"the guess has shares {said.shape}, but {real.shape} were asked (sites by kinds); give one row a site, in order")
     public = np.broadcast_to(np.asarray(baseline, dtype=np.float64), real.shape)
+    known = ~np.isnan(real).any(1)
+    if not known.any():
+        return [absent("leakage", "nobody wrote down the property of any site's records")]
+    said, real, public = said[known], real[known], public[known]
     ours, theirs = np.square(said - real).sum(1), np.square(public - real).sum(1)
     count = len(real)
     distance = [np.abs(one - real).sum(1) / 2 for one in (said, public)]

@@ -122,7 +122,9 @@ class Trial:
         self.truth["value"] = self._truth(attack)
         if attack.goal == "membership":
             self._units()  # a unit that cannot be asked about is skipped before anything is computed
-        self._craft(attack, name)
+        if self.threat.unit == "site" and "references" in attack.needs:
+            raise Skip("reference federations draw records from every site and leave none out, so what they say is not about sites")
+        crafted = self._craft(attack, name)
         guess, guarded = self.guess(attack, name)
         measures, curves = getattr(self, f"_score_{attack.goal}")(attack, guess)
         measures += [
@@ -130,7 +132,7 @@ class Trial:
             for note, value in guess.notes.items()
             if isinstance(value, int | float)
         ]
-        if guarded.upper_bound:
+        if guarded.upper_bound or (crafted is not None and crafted.upper_bound):
             measures = as_upper_bound(measures, "the truth")
         if getattr(attack, "control", False):
             measures = as_control(measures)
@@ -138,21 +140,27 @@ class Trial:
             {**cell_columns(self.bench), **where, **curve} for curve in curves
         ]
 
-    def _craft(self, attack: Attack, name: str) -> None:
-        """Have the sites answer at what an active attack sends, in place of what they answered at the honest broadcast."""
+    def _craft(self, attack: Attack, name: str) -> Guarded | None:
+        """Have the sites answer at what an active attack sends, in place of what they answered at the honest broadcast.
+
+        Returns what the attack read to choose it, which counts as its reading.
+        """
         if not isinstance(attack, Crafting):
-            return
+            if getattr(attack, "active", False):
+                raise RequestError(f"{name} says active = True and has no craft(seen, target, rng), so it sends nothing; write it")
+            return None
         bench = self.bench
 
         def ask(probes: Sequence[Probe], params: Params) -> tuple[ProbeRecord, ...]:
-            return answer(bench.task, bench.stack, bench.federation, bench.prepared.pool, bench.assignment(), probes, params)
+            try:
+                return answer(bench.task, bench.stack, bench.federation, bench.prepared.pool, bench.assignment(), probes, params)
+            except RequestError as refusal:
+                raise Skip(f"the sites do not answer what this attack sends: {refusal}") from None
 
         guarded = Guarded(self.seen, frozenset(attack.needs))
-        try:
-            self.evidence = answered(attack, guarded, self.evidence, ask, stream(*bench.where, "crafting", name, bench.defense))
-        except RequestError as refusal:
-            raise Skip(f"the sites do not answer what this attack sends: {refusal}") from None
+        self.evidence = answered(attack, guarded, self.evidence, ask, stream(*bench.where, "crafting", name, bench.defense))
         self.seen = Seen(self.scene, self.evidence, self.threat)
+        return guarded
 
     # ---- truth and scores by goal
 
@@ -160,7 +168,7 @@ class Trial:
         if attack.goal in ("membership", "audit"):
             return self.bench.prepared.member.float()
         if attack.goal == "property":
-            return Properties(self.bench).truth(attack)
+            return Properties(self.bench, self._looker).truth(attack)
         if attack.goal == "reconstruction":
             return self._records(attack)
         return self.secret
@@ -173,7 +181,8 @@ class Trial:
             for probe in record.probes:
                 if self._sums(attack):
                     asked = [i for site, own in enumerate(probe.probe.records) if site != self._looker for i in own]
-                    found.append(x[torch.tensor(asked, dtype=torch.int64)])
+                    if asked:  # a site that answered alone has nobody else's part to read
+                        found.append(x[torch.tensor(asked, dtype=torch.int64)])
                 else:
                     found += [x[torch.tensor(probe.probe.records[message.site])] for message in probe.messages]
         if not found:
@@ -195,7 +204,7 @@ class Trial:
         return measures, self._roc(guess)
 
     def _score_property(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
-        return Properties(self.bench).score(attack, guess), []
+        return Properties(self.bench, self._looker).score(attack, guess), []
 
     def _units(self) -> Tensor | None:
         """The person or site of each candidate where that is the threat's unit; raises ``Skip`` where their membership is no question."""

@@ -161,7 +161,7 @@ class Problem:
 
         if self.structured:
             start = seen.restore(self.guess, key)  # the public model, with each key, is built outside vmap
-            seen.predict(self.params, with_targets(seen, received, start, key), key)
+            seen.predict(self.target.params, with_targets(seen, received, start, key).float(), key)  # in the precision of a key's buffers
         trial = torch.randn(1, len(self.labels), len(self.rows), generator=torch.Generator().manual_seed(0)).double().to(self.rows.device)
         exact = torch.func.vmap(full)(trial, self.weight[None])
         for candidate in () if self.structured else (closed if chain is not None else None, torch.func.vmap(reduced)):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attacks.membership.loss import key_to_use
-from suites.contracts import Goal, Observation, Params, RoundView, Secret, Skip, Target
+from suites.contracts import Goal, Observation, Params, RequestError, RoundView, Secret, Skip, Target
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 MEAN = 100.0
@@ -34,6 +34,10 @@ class ShadowShares:
     together: ClassVar[bool] = False  # whether it reads what all sites sent together
 
     def __init__(self, shadows: int = 64, rounds: int = 2) -> None:
+        if shadows < 8 or rounds < 1:
+            raise RequestError(
+                f"a property is learnt from shadows of at least 8 and read from rounds of at least 1, not {shadows} and {rounds}; give more"
+            )
         self.shadows, self.rounds = shadows, rounds
 
     def kinds(self, seen: Observation) -> tuple[Tensor, int]:

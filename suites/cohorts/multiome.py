@@ -58,7 +58,12 @@ def _read_tenx(path: Path) -> Parts:
             )
         held = file["matrix"]
         features, cells = (int(n) for n in held["shape"][()])
-        counts = sparse.csr_matrix((held["data"][()].astype(np.float32), held["indices"][()], held["indptr"][()]), shape=(cells, features))
+        parts = (held["data"][()].astype(np.float32), held["indices"][()], held["indptr"][()])
+        try:
+            counts = sparse.csr_matrix(parts, shape=(cells, features))
+            counts.check_format(full_check=True)  # an index past the last feature would be read from memory that is not the matrix's
+        except ValueError as error:
+            raise RequestError(f"{path} is damaged: its matrix does not fit its own shape ({error}); fetch it again") from None
         kinds, names, barcodes = (_words(held[name][()]) for name in ("features/feature_type", "features/name", "barcodes"))
     return counts, kinds, names, barcodes, pd.DataFrame(index=range(cells))
 

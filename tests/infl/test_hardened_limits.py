@@ -42,11 +42,11 @@ def test_needed_takes_the_worst_attack_without_plaintext() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "attack", "low", "high"), [(1, "gram_search", 0.95, 1.0), (64, "overlap", 0.5, 1.0)])
 def test_cells_of_the_table_come_out_again(size: int, attack: str, low: float, high: float) -> None:
-    rows = {row["attack"]: row for row in measure(cohort("pbmc68k"), 2.0, size, 0)}
+    rows = {row["attack"]: row for row in measure(cohort("pbmc68k"), Hardened().spread, size, 0)}
     assert low <= rows[attack]["share"] <= high
 
 
 @pytest.mark.slow
 def test_at_the_minimum_nothing_above_chance_is_named() -> None:
-    for row in measure(cohort("pbmc68k"), 2.0, Hardened().minimum, 0):
+    for row in measure(cohort("pbmc68k"), Hardened().spread, Hardened().minimum, 0):
         assert row["low"] <= 0.0, row

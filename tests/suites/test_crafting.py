@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from baselines.dp_sgd import DPSGD
 from baselines.secure_aggregation import SecureAggregation
-from suites.contracts import Defense, Federation, Local, Params, Probe, ProbeRecord, Shape
+from suites import referee
+from suites.bench import Bench
+from suites.contracts import Defense, Federation, Guess, Local, Params, Probe, ProbeRecord, RequestError, Shape, Threat
 from suites.federation import Assignment, Pool, Trained, answer, train
+from suites.properties import Properties
 from suites.randomness import stream
+from suites.scoring_measure import UPPER_BOUND
 from suites.stack import Stack
 from suites.tasks.classification import Classification
+from suites.trial import Trial
 
 TASK = Classification(hidden=12, blocks=1, head=8, dropout=0.0)
 POOL = Pool(torch.randn(60, 20, generator=stream("crafting", "x")), torch.arange(60) % 3, 3)
@@ -79,3 +88,66 @@ def test_the_check_of_an_active_attack_holds(name: str) -> None:
     found = {result.name: result for result in check_attack(name)}
     assert [result for result in found.values() if result.verdict in ("fail", "warn")] == []
     assert "sends no model" in found["refuses what it cannot use"].detail
+
+
+class _Peeks:
+    """Chooses what to send by the truth and keeps it for its guess."""
+
+    goal = "reconstruction"
+    needs = frozenset({"probes", "oracle"})
+    active = True
+
+    def craft(self, seen: Any, target: Any, rng: torch.Generator) -> Params:
+        self.truth = seen.oracle()
+        return dict(target.params)
+
+    def run(self, seen: Any, rng: torch.Generator) -> Guess:
+        return Guess(self.truth)
+
+
+class _Silent:
+    goal = "reconstruction"
+    needs = frozenset({"probes"})
+    active = True
+
+    def run(self, seen: Any, rng: torch.Generator) -> Guess:
+        return Guess([target.update for target in seen.targets])
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trial]:
+    folder = tmp_path_factory.mktemp("trial")
+    spec = {
+        "suite": "crafting", "task": "classification:dropout=0", "data": {"name": "synthetic"}, "seed": 0, "defense": "fedavg",
+        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2},
+        "partition": {"kind": "dirichlet", "sites": 2, "alpha": 0.5},
+        "federation": {"rounds": 1, "local": {"epochs": 1, "batch": 30}}, "probes": [{"gradients": 1, "batch": 2, "round": 0}],
+    }  # fmt: skip
+    referee.train_cell(spec, folder)
+    return lambda **threat: Trial(Bench(spec, folder / "prepared"), Threat(**threat), folder, [])
+
+
+def test_what_an_active_attack_reads_to_choose_counts_as_its_reading(trial: Callable[..., Trial]) -> None:
+    rows, _ = trial(active=True).run(_Peeks(), "peeks", {"goal": "reconstruction"})
+    leakage = next(row for row in rows if row["metric"] == "leakage")
+    assert leakage["value"] > 0.99
+    assert UPPER_BOUND in leakage["reason"]
+
+
+def test_an_active_attack_that_chooses_nothing_is_a_fault_of_its_own(trial: Callable[..., Trial]) -> None:
+    with pytest.raises(RequestError, match=r"has no craft"):
+        trial(active=True).run(_Silent(), "silent", {})
+
+
+def test_a_site_asks_about_the_properties_of_the_others(trial: Callable[..., Trial]) -> None:
+    """Two sites of different mix: a looking site is held against the other's alone, beside the public's and its own."""
+    attack = SimpleNamespace(property="class_mix")
+    site, server = trial(view="site"), trial()
+    held, classes = site.bench.prepared, site.bench.prepared.pool.classes
+    kinds = [torch.bincount(held.pool.y[own], minlength=classes).double() / len(own) for own in held.sites]
+    assert float((kinds[0] - kinds[1]).abs().max()) > 0.05
+    asked = Properties(site.bench, site._looker)
+    assert torch.allclose(asked.truth(attack), kinds[1 - site.bench.colluder][None])
+    assert torch.allclose(Properties(server.bench).truth(attack), torch.stack(kinds))
+    found = {one.metric: one for one in asked.score(attack, Guess(kinds[1 - site.bench.colluder][None]))}
+    assert found["leakage"].value == pytest.approx(1.0)

@@ -74,6 +74,16 @@ def test_shares_run_from_imputation_to_the_truth_as_the_brier_skill_score() -> N
     assert BELOW in worse.reason
 
 
+def test_a_site_that_wrote_nothing_down_is_not_asked_about() -> None:
+    truth, public = np.array([[0.7, 0.3], [np.nan, np.nan], [0.2, 0.8]]), np.array([0.5, 0.5])
+    found = named(score_shares(np.array([[0.7, 0.3], [0.9, 0.1], [0.2, 0.8]]), truth, public))
+    assert found["leakage"].value == 1.0
+    assert found["leakage"].n == 2
+    none = named(score_shares(truth, np.full((3, 2), np.nan), public))["leakage"]
+    assert math.isnan(none.value)
+    assert "nobody wrote down" in none.reason
+
+
 def test_the_interval_is_over_sites_and_one_site_has_none() -> None:
     rng = np.random.default_rng(0)
     covered = 0

@@ -118,6 +118,11 @@ def test_other_files_are_told(tmp_path: Path) -> None:
     labels.write_text("Barcode,Cluster\nTTTT-1,k0\n")
     assert "lists no barcode of the matrix" in refused("multiome", path, labels) or "of the kinds" in refused("multiome", path, labels)
     with h5py.File(path, "r+") as file:
+        kept = file["matrix/indices"][()]
+        file["matrix/indices"][...] = np.where(np.arange(len(kept)) == 3, 10**6, kept)
+    assert "is damaged" in refused("multiome", path, labels)
+    with h5py.File(path, "r+") as file:
+        file["matrix/indices"][...] = kept
         del file["matrix/features/feature_type"]
     assert "no matrix/features/feature_type" in refused("multiome", path, labels)
 
