@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from suites.contracts import Observation, Params, Probe, ProbeRecord, RequestError, Round, Target
+from suites.contracts import Observation, Params, Probe, ProbeRecord, Round, Target
 from suites.observation import Evidence
 
 Ask = Callable[[Sequence[Probe], Params], tuple[ProbeRecord, ...]]  # the sites' answers to probes at given parameters
@@ -33,8 +33,8 @@ def answered(attack: Crafting, seen: Observation, evidence: Evidence, ask: Ask, 
 
     Raises
     ------
-    RequestError
-        Where it sends other names, shapes or types than the model's, or values that are not finite: a site would refuse them.
+    ValueError
+        Where it sends other names, shapes or types than the model's, or values that are not finite: a fault of the attack, and no privacy.
     """
     honest = iter(seen.target_sums if "probe_sums" in getattr(attack, "needs", ()) else _whole(evidence))
     rounds: list[Round] = []
@@ -62,6 +62,6 @@ def _whole(evidence: Evidence) -> list[Target]:
 def _refuse_strange(name: str, sent: Params, honest: Params) -> None:
     same = set(sent) == set(honest) and all(sent[n].shape == t.shape and sent[n].dtype == t.dtype for n, t in honest.items())
     if not same or not all(bool(tensor.isfinite().all()) for tensor in sent.values()):
-        raise RequestError(
+        raise ValueError(
             f"{name}.craft must give finite tensors with the names, shapes and types of the honest model, or no site takes them"
         )

@@ -147,7 +147,7 @@ class Trial:
         """
         if not isinstance(attack, Crafting):
             if getattr(attack, "active", False):
-                raise RequestError(f"{name} says active = True and has no craft(seen, target, rng), so it sends nothing; write it")
+                raise ValueError(f"{name} says active = True and has no craft(seen, target, rng), so it sends nothing; write it")
             return None
         bench = self.bench
 

@@ -13,7 +13,7 @@ from baselines.dp_sgd import DPSGD
 from baselines.secure_aggregation import SecureAggregation
 from suites import referee
 from suites.bench import Bench
-from suites.contracts import Defense, Federation, Guess, Local, Params, Probe, ProbeRecord, RequestError, Shape, Threat
+from suites.contracts import Defense, Federation, Guess, Local, Params, Probe, ProbeRecord, Shape, Threat
 from suites.federation import Assignment, Pool, Trained, answer, train
 from suites.properties import Properties
 from suites.randomness import stream
@@ -135,7 +135,7 @@ def test_what_an_active_attack_reads_to_choose_counts_as_its_reading(trial: Call
 
 
 def test_an_active_attack_that_chooses_nothing_is_a_fault_of_its_own(trial: Callable[..., Trial]) -> None:
-    with pytest.raises(RequestError, match=r"has no craft"):
+    with pytest.raises(ValueError, match=r"has no craft"):
         trial(active=True).run(_Silent(), "silent", {})
 
 
