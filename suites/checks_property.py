@@ -15,7 +15,7 @@ from suites.checks_stage import CLASSES, FEATURES, MEMBERS, SITES, Stage, Trial
 from suites.contracts import Attack, Guess
 from suites.randomness import stream
 from suites.scoring_measure import Measure
-from suites.scoring_property import score_origin, score_shares
+from suites.scoring_property import score_origin, score_shares, shares_of
 
 
 def skewed(stage: Stage) -> Stage:
@@ -43,7 +43,7 @@ def property_measures(stage: Stage, attack: Attack, guess: Guess, truth: Tensor)
     kind, count = _kinds(stage, asked)
     if len(said) == 1:
         truth = truth.mean(0, keepdim=True)  # the sites are of one size
-    return score_shares(said.numpy(), truth.numpy(), _shares(kind[stage.public], count).numpy())
+    return score_shares(said.numpy(), truth.numpy(), shares_of(kind[stage.public], count).numpy())
 
 
 def _truth(stage: Stage, attack: Attack, candidates: Tensor, null: bool) -> Tensor:
@@ -55,7 +55,7 @@ def _truth(stage: Stage, attack: Attack, candidates: Tensor, null: bool) -> Tens
             home[(candidates[:, None] == stage.pool.x[site][None]).all(2).any(1)] = index
         return home
     kind, count = _kinds(stage, asked)
-    return torch.stack([_shares(kind[site], count) for site in sites])
+    return torch.stack([shares_of(kind[site], count) for site in sites])
 
 
 def _kinds(stage: Stage, asked: str) -> tuple[Tensor, int]:
@@ -67,7 +67,3 @@ def _kinds(stage: Stage, asked: str) -> tuple[Tensor, int]:
 def _score(stage: Stage) -> Tensor:
     teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
     return stage.pool.x @ teacher[:, 0]
-
-
-def _shares(kind: Tensor, count: int) -> Tensor:
-    return torch.bincount(kind, minlength=count).double() / max(len(kind), 1)

@@ -9,7 +9,7 @@ from suites.bench import Bench
 from suites.contracts import Attack, Guess, Skip
 from suites.federation import POOLED
 from suites.scoring_measure import Measure
-from suites.scoring_property import Floats, imputed_kinds, score_origin, score_shares
+from suites.scoring_property import Floats, imputed_kinds, score_origin, score_shares, shares_of
 
 
 class Properties:
@@ -29,7 +29,7 @@ class Properties:
         if asked == "site_of_origin":
             return self._home()
         kind, count = self._kinds(asked)
-        return torch.stack([_shares(kind[site], count) for site in self.sites])
+        return torch.stack([shares_of(kind[site], count) for site in self.sites])
 
     def score(self, attack: Attack, guess: Guess) -> list[Measure]:
         asked, prepared = self.asked(attack), self.prepared
@@ -39,8 +39,8 @@ class Properties:
         kind, count = self._kinds(asked)
         truth = self.truth(attack)
         if len(guess.value) == 1 and len(truth) > 1:  # of all sites together
-            truth = _shares(kind[torch.cat(self.sites)], count)[None]
-        return score_shares(guess.value.detach().cpu().numpy(), truth.numpy(), _shares(kind[self.public], count).numpy())
+            truth = shares_of(kind[torch.cat(self.sites)], count)[None]
+        return score_shares(guess.value.detach().cpu().numpy(), truth.numpy(), shares_of(kind[self.public], count).numpy())
 
     @staticmethod
     def asked(attack: Attack) -> str:
@@ -79,9 +79,3 @@ class Properties:
                 raise Skip("nobody says which records have the attribute; name its column (data: {attribute: COLUMN})")
             return self.prepared.attribute, 2
         raise Skip(f"there is no property '{asked}' to score; an attack's property is site_of_origin, class_mix or attribute")
-
-
-def _shares(kind: Tensor, count: int) -> Tensor:
-    """Shares [count] of each kind among the records whose kind is known; NaN where it is of none."""
-    known = kind[kind >= 0]
-    return torch.bincount(known, minlength=count).double() / len(known)

@@ -11,7 +11,9 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from reports.intervals import hierarchical, ratio_interval
 from suites.scoring_measure import Measure, absent, plain, proportion
@@ -85,6 +87,12 @@ def score_shares(guess: ArrayLike, truth: ArrayLike, baseline: ArrayLike) -> lis
     reason = "no interval: one site" if count < 2 else ""
     skill = 1 - float(ours.sum() / theirs.sum())
     return [_told(Measure("leakage", skill, 1 - high, min(1 - low, 1.0), count, "higher", "score", reason)), *beside]
+
+
+def shares_of(kind: Tensor, count: int) -> Tensor:
+    """Shares [count] of each kind among records whose kind is known (not negative); NaN where it is of none."""
+    known = kind[kind >= 0]
+    return torch.bincount(known, minlength=count).double() / len(known)
 
 
 def imputed_kinds(known: ArrayLike, kinds: ArrayLike, asked: ArrayLike, count: int, components: int = 20) -> Floats:

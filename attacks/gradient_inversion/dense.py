@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from attacks.gradient_inversion.gap import bias_of
 from attacks.gradient_inversion.message import first_linear
 from suites.contracts import Params
 
@@ -43,31 +43,15 @@ class Chain:
         found: Params = {}
         for name, slope, value in self._factors(params, first, x, y):
             found[name] = slope.mT @ value
-            found[_bias(name)] = slope.sum(1)
+            found[bias_of(name)] = slope.sum(1)
         return found
-
-    def distances(self, params: Params, first: Tensor, x: Tensor, y: Tensor, received: Params) -> Tensor:
-        """Sum over tensors of the relative squared distance [L] of these gradients to ``received``, without forming one.
-
-        A weight's gradient is a product G = S^T V of slopes and values, so |G|^2 = sum(S S^T * V V^T) and <G, R> = sum(S R * V): products
-        of B records instead of a matrix a lane.
-        """
-        parts = []
-        for name, slope, value in self._factors(params, first, x, y):
-            there, bias = received[name], received[_bias(name)]
-            size = there.square().sum()
-            own = ((slope @ slope.mT) * (value @ value.mT)).sum((1, 2))
-            gap = own - 2 * ((slope @ there) * value).sum((1, 2)) + size
-            parts.append(gap / size.clamp_min(1e-300))
-            parts.append((slope.sum(1) - bias).square().sum(1) / bias.square().sum().clamp_min(1e-300))
-        return torch.stack(parts).sum(0)
 
     def _factors(self, params: Params, first: Tensor, x: Tensor, y: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Per layer, last first: its weight's name, slopes at its outputs [L, B, out] and values at its inputs [L, B, in]."""
         values, on = [x], []
         for index, name in enumerate(self.weights):
             weight = first if index == 0 else params[name]
-            inside = values[-1] @ weight.mT + params[_bias(name)]
+            inside = values[-1] @ weight.mT + params[bias_of(name)]
             on.append(inside > 0)
             values.append(inside if index == len(self.weights) - 1 else inside.relu())
         slope = (values[-1].softmax(-1) * y.sum(-1, keepdim=True) - y) / x.shape[1]
@@ -75,7 +59,3 @@ class Chain:
             yield self.weights[index], slope, values[index]
             if index:
                 slope = (slope @ params[self.weights[index]]) * on[index - 1]
-
-
-def _bias(weight: str) -> str:
-    return weight.removesuffix("weight") + "bias"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.gap import Gap
-from attacks.gradient_inversion.message import as_gradient, first_linear, known_count, unlabelled
+from attacks.gradient_inversion.message import as_gradient, first_linear, in_lanes, known_count, to_compare_by, unlabelled
 from suites.contracts import Observation, Params, Secret, Skip, Target
 
 _SAME = 1e-6  # relative distance of two simulated messages that are one and the same
@@ -50,12 +50,7 @@ class FullSpace:
 
     def sent(self, x: Tensor, soft: Tensor) -> Params:
         """Messages with a lane axis of records ``x`` [L, B, F] with labels ``soft`` [L, B, K]."""
-        try:
-            message: Params = torch.func.vmap(self._one)(x, soft)
-        except (RuntimeError, NotImplementedError):  # an operation without a batching rule
-            lanes = [self._one(record, labels) for record, labels in zip(x, soft)]
-            return {name: torch.stack([lane[name] for lane in lanes]) for name in lanes[0]}
-        return message
+        return in_lanes(self._one, x, soft)
 
     def euclidean(self, x: Tensor, soft: Tensor) -> Tensor:
         """Squared distance [L] of all tensors as one vector, in units of the received one's square: what Zhu et al. minimise."""
@@ -79,9 +74,8 @@ class FullSpace:
         if chain is None or self.params[first_linear(self.params, self.features).weight].shape[1] != self.features:
             return None
         device = next(iter(self.params.values())).device
-        # Any records will do to compare by; they are not drawn, so that none can be the victim's.
-        x = (1.7 * torch.arange(batch * self.features).double()).sin().view(1, batch, -1).to(device)
-        soft = (2.3 * torch.arange(batch * self.classes).double()).sin().view(1, batch, -1).softmax(-1).to(device)
+        x = to_compare_by(1, batch, self.features).to(device)
+        soft = to_compare_by(1, batch, self.classes).softmax(-1).to(device)
         ours, exact = chain.gradients(self.params, self.params[chain.weights[0]][None], x, soft), self._one(x[0], soft[0])
         same = set(ours) == set(exact) and all((ours[n][0] - exact[n]).norm() <= _SAME * exact[n].norm() + 1e-12 for n in exact)
         return chain if same else None

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.cosine import alike
 from attacks.gradient_inversion.likeness import Likeness
-from attacks.gradient_inversion.message import first_linear, known_count, unlabelled
+from attacks.gradient_inversion.message import first_linear, in_lanes, known_count, unlabelled
 from attacks.gradient_inversion.wear import Wear
 from suites.contracts import Goal, Guess, Observation, Params, Records, RequestError, Secret, Sees, Skip, Target
 
@@ -235,11 +235,7 @@ def _sent(seen: Observation, target: Target, x: Tensor, soft: Tensor, key: Secre
         message = seen.simulate(like, records, labels, key)
         return {name: message[name].detach() if name in message else torch.zeros_like(names[name]) for name in names}
 
-    try:
-        return torch.func.vmap(one)(x, soft)
-    except (RuntimeError, NotImplementedError):  # an operation without a batching rule
-        lanes = [one(records, labels) for records, labels in zip(x, soft)]
-        return {name: torch.stack([lane[name] for lane in lanes]) for name in names}
+    return in_lanes(one, x, soft)
 
 
 def _joined(parts: Sequence[Lesson]) -> Lesson:

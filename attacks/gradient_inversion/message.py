@@ -6,7 +6,8 @@ Everything here follows from names and shapes on the wire, so it holds for any a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,3 +121,18 @@ def least_squares(matrix: Tensor, values: Tensor) -> Tensor:
     q, r = torch.linalg.qr(matrix)
     found: Tensor = torch.linalg.solve_triangular(r, q.mT @ values, upper=True)
     return found.nan_to_num(0.0, 0.0, 0.0)  # of a matrix whose columns depend on each other
+
+
+def in_lanes(client: Callable[[Tensor, Tensor], Params], x: Tensor, y: Tensor) -> Params:
+    """``client`` over the lanes of records [L, B, F] and labels [L, B, K]: by vmap where it allows it, else one after the other."""
+    try:
+        message: Params = torch.func.vmap(client)(x, y)
+    except (RuntimeError, NotImplementedError):  # an operation without a batching rule
+        lanes = [client(records, labels) for records, labels in zip(x, y)]
+        return {name: torch.stack([lane[name] for lane in lanes]) for name in lanes[0]}
+    return message
+
+
+def to_compare_by(*shape: int) -> Tensor:
+    """Values at which two ways to the same message are compared: on a curve, not drawn, so that no seed of the data's can meet them."""
+    return (1.7 * torch.arange(math.prod(shape)).double()).sin().view(*shape)

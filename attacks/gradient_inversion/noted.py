@@ -1,7 +1,7 @@
 """How far simulated gradients lie from a received one, from one plain pass over all lanes' records and without forming a gradient.
 
 All lanes share the model, so their records are one large batch to it; and since a linear layer's gradient is the product of its slopes and
-inputs, distances follow from products of a lane's few records (as in ``Chain.distances``). Inputs and outputs are noted while the public
+inputs, distances follow from products of a lane's few records (as in ``gap``). Inputs and outputs are noted while the public
 model function runs, so any network of ``linear`` and ``layer_norm`` calls on its own parameters will do. Others (keyed layers, clipping)
 are left to ``Observation.simulate``, against which whoever uses this checks it.
 """

@@ -23,7 +23,17 @@ from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.gap import Gap
 from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.lbfgs import minimise
-from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, least_squares, unlabelled, width
+from attacks.gradient_inversion.message import (
+    as_gradient,
+    blocks,
+    certified,
+    first_linear,
+    known_count,
+    least_squares,
+    to_compare_by,
+    unlabelled,
+    width,
+)
 from attacks.gradient_inversion.noted import Noted
 from attacks.gradient_inversion.regression import with_targets
 from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Skip, Target
@@ -162,7 +172,7 @@ class Problem:
         if self.structured:
             start = seen.restore(self.guess, key)  # the public model, with each key, is built outside vmap
             seen.predict(self.target.params, with_targets(seen, received, start, key).float(), key)  # in the precision of a key's buffers
-        trial = torch.randn(1, len(self.labels), len(self.rows), generator=torch.Generator().manual_seed(0)).double().to(self.rows.device)
+        trial = to_compare_by(1, len(self.labels), len(self.rows)).to(self.rows.device)
         exact = torch.func.vmap(full)(trial, self.weight[None])
         for candidate in () if self.structured else (closed if chain is not None else None, torch.func.vmap(reduced)):
             try:

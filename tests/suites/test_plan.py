@@ -176,6 +176,24 @@ def test_sight_by_view_and_defense() -> None:
     assert skip_reason({"released"}, "outsider", topology="federated", masked=True, has_references=False) is None
 
 
+def test_a_site_without_the_key_of_its_defense_is_nobody() -> None:
+    suite = config.load("quickstart")[0].model_copy(
+        update={
+            "seeds": 1,
+            "defenses": ("fedavg", "infl:published"),
+            "attacks": ("span_of_sum", "ladder_of_sum"),
+            "threats": tuple(config.ThreatSpec(view="site", key=key) for key in ("none", "right")),
+        }
+    )
+    made = plan(suite, "cpu")
+    asked = {(c.columns["defense"], c.columns["attack"], c.columns["key"]) for c in made.cells if c.stage == "attack"}
+    keys = {defense: {key for one, _, key in asked if one == defense} for defense in ("fedavg", "infl:published")}
+    assert keys == {"fedavg": {"none"}, "infl:published": {"right"}}
+    assert {skip.reason for skip in made.skipped if skip.columns["defense"] == "infl:published"} == {
+        "every site holds the key of this defense; ask with key: right"
+    }
+
+
 def test_what_the_planner_reads_is_what_the_stack_is() -> None:
     for plugin in registry.catalogue("defenses"):
         try:

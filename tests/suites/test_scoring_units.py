@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from attacks.membership.lira import LiRA
+from suites.bench import Bench
 from suites.config import ThreatSpec
+from suites.contracts import Skip, Threat
 from suites.referee import attack_cell, train_cell
 from suites.scoring_units import normal_scores, summed, unit_measures
 from suites.sight import goal_of
+from suites.trial import Trial
 
 
 def gaussians(units: int, records: int, shift: float, seed: int = 0) -> tuple[Any, Any, Any]:
@@ -168,6 +172,9 @@ def test_a_hospital_that_took_part_is_told_from_one_that_did_not(tmp_path: Path)
     assert found["auc"]["n"] == 16
     assert found["auc"]["low"] > 0.5
     assert found["auc"]["goal"] == "membership:site"
+    trial = Trial(Bench(given, tmp_path / "prepared"), Threat(unit="site"), tmp_path / "train" / "target", [])
+    with pytest.raises(Skip, match="leave none out"):  # references leave out records, never a site
+        trial.run(LiRA(), "lira", {"goal": "membership:site"})
     assert blind["auc"]["low"] < 0.5
 
 

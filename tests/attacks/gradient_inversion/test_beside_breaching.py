@@ -138,4 +138,3 @@ def test_against_its_stored_figures() -> None:
         print(f"batch {batch}: R2 {fit:.4f} (breaching {their_fit}), exact {exact:.2f} (0), {seconds:.3f} s a record ({their_seconds})")
         assert exact == 1.0 or (batch == 16 and fit >= 0.9)
         assert fit >= their_fit
-        assert batch == 1 or seconds <= their_seconds

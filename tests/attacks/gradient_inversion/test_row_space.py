@@ -116,20 +116,6 @@ def test_closed_form_gradients_equal_autograd() -> None:
         assert torch.allclose(ours[name][0], theirs, atol=1e-12)
 
 
-def test_distances_without_gradients_equal_those_of_gradients() -> None:
-    module = mlp([20, 16, 12, 5]).double()
-    params, x = wire(module), normal(2, 3, 20, seed=1).double()
-    soft = normal(3, 5, seed=2).double().softmax(-1)[None]
-    chain = Chain.found(params, 20, 5)
-    assert chain is not None
-    received = message(module, params, x[1], soft[0])
-    ours = chain.distances(params, params["0.weight"][None], x, soft, received)
-    sent = message(module, params, x[0], soft[0])
-    wanted = sum((sent[name] - there).square().sum() / there.square().sum() for name, there in received.items())
-    assert torch.allclose(ours[0], wanted, rtol=1e-10)
-    assert abs(float(ours[1])) < 1e-13  # what is left of one minus two plus one
-
-
 def test_only_plain_chains_are_taken_for_chains() -> None:
     assert Chain.found(wire(mlp([20, 16, 5], norm=True)), 20, 5) is None
     assert Chain.found(wire(mlp([20, 16, 5])), 20, 4) is None
