@@ -11,9 +11,10 @@ import pandas as pd
 from reports import gallery, setting, tables, verdict, words
 from reports.drawing import Picture
 from reports.overview import attacks_table
+from reports.plots.style import ordered
 from reports.power import powers
 from reports.receipts import receipts_table, refusals
-from reports.standing import Threat, each, standings
+from reports.standing import Threat, each, openings, standings
 from reports.stats import summarise
 from reports.tables import Table
 
@@ -192,10 +193,13 @@ def _tables(*given: Table | None) -> list[Block]:
 
 
 def _keyed(results: pd.DataFrame, summary: pd.DataFrame, name: str) -> list[Block]:
-    defenses = [d for d in dict.fromkeys(results.loc[results["goal"] == "key", "defense"])]
-    found = [line for defense in defenses for line in verdict.key_findings(results[results["defense"] == defense], defense)]
     table = tables.attack_table(summary, "key", ("opened", "opened_best", "leakage", "relative_error"), name)
-    return ([Block("heading", "In numbers"), Block("list", found)] if found else []) + _tables(table)
+    numbers = [
+        block
+        for defense in ordered(openings(results)["defense"])  # those without a key are asked too, and have nothing to open
+        for block in (Block("heading", f"{words.defense(defense)}, in numbers"), Block("list", verdict.key_findings(results, defense)))
+    ]
+    return numbers + _tables(table)
 
 
 def _unresolved(results: pd.DataFrame) -> list[Block]:

@@ -12,14 +12,14 @@ from suites.plan import CELL_FUNCTIONS, Plan
 
 
 def rehearse(plan: Plan) -> list[str]:
-    """Read each part's cohort and fit each defense to it, for the first seed; what could not be looked at, in sentences.
+    """Read each part's cohort and fit each defense to it, on every seed's split; what could not be looked at, in sentences.
 
     Raises
     ------
     RequestError
         Whatever the first training of each defense would raise before its first step.
     """
-    cells = [cell for cell in plan.cells if cell.stage == "train" and cell.spec["seed"] == 0 and not cell.spec.get("inserts")]
+    cells = [cell for cell in plan.cells if cell.stage == "train" and not cell.spec.get("inserts")]
     if any(cell.call != CELL_FUNCTIONS["train"] for cell in cells):
         return []
     unread = [
@@ -30,12 +30,12 @@ def rehearse(plan: Plan) -> list[str]:
     from suites.bench import Bench  # and with it torch
     from suites.prepared import Prepared, prepare
 
-    held: dict[tuple[str, str], Prepared] = {}
-    for cell in cells:
+    held: dict[tuple[str, str, int], Prepared] = {}
+    for cell in sorted(cells, key=lambda cell: (str(cell.spec["data"]), int(cell.spec["seed"]))):
         data = DataSpec(**cell.spec["data"])
         if not at_hand(data):
             continue
-        where = (cell.spec["task"], data.model_dump_json())
+        where = (cell.spec["task"], data.model_dump_json(), cell.spec["seed"])  # a site's size, which a defense may refuse, is its split's
         if where not in held:
             held = {where: prepare(cell.spec, None)}  # one at a time: cohorts are large
         Bench(cell.spec, None, held[where])

@@ -123,6 +123,19 @@ def test_every_section_is_there(folder: Path) -> None:
     assert text.count("How to read it") == len({p.stem for p in (folder / "figures").iterdir()})
 
 
+def test_the_numbers_of_a_key_stand_under_the_name_of_their_defense_and_a_defense_without_one_has_none() -> None:
+    table = results()
+    plain = table[(table["defense"] == "infl:published") & (table["metric"] == "cosine")].assign(defense="fedavg")
+    asked = plain.assign(goal="key", metric="", role="score", status="skipped", attack="key_vector", reason="has no key")
+    report = page.sections(pd.concat([table, plain, asked], ignore_index=True), curves(), record())
+    keys = next(section for section in report if section.name == "keys")
+    headings = [block.value for block in keys.blocks if block.kind == "heading" and "numbers" in str(block.value)]
+    assert headings == ["INFL published, in numbers", "INFL published + Secure aggregation, in numbers"]
+    lists = [block.value for block in keys.blocks if block.kind == "list"]
+    assert len(lists) == len(headings)
+    assert sum("first layer with no key" in line for lines in lists for line in lines) == 1
+
+
 CARD = {"server": "SRV sees", "site": "SITE sees", "outsider": "OUT sees", "does_not_protect": "OPEN remains"}
 
 

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from suites import api
-from suites.config import load, override
+from suites.config import catalog, load, override
 from suites.errors import RequestError
 from suites.plan import plan
+from suites.prepared import prepare
 from suites.rehearsal import at_hand, rehearse
 from tests.suites.test_cli import complains, infl_bench
 
@@ -40,6 +41,15 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
+def sizes(suite: Path) -> list[int]:
+    """The smaller site's records at each seed, by the split itself."""
+    return [
+        min(len(site) for site in prepare(cell.spec, None).sites)
+        for cell in plan(load(str(suite))[0], "cpu").cells
+        if cell.stage == "train"
+    ]
+
+
 def cells(path: Path, records: int = 40, features: int = 6) -> Path:
     x = np.random.default_rng(0).normal(5, 1, (records, features)).astype(np.float32)
     obs = pd.DataFrame({"kind": [["a", "b"][i % 2] for i in range(records)]}, index=[f"cell {i}" for i in range(records)], dtype=object)
@@ -55,6 +65,21 @@ def test_a_missing_column_is_the_same_sentence_dry_or_not(suite: Path, tmp_path:
     wet = infl_bench(*asked)
     complains(wet)
     assert dry.stderr.strip() == wet.stderr.strip()
+
+
+@pytest.mark.parametrize("name", [name for name in catalog() if all(at_hand(part.data) for part in load(name)[0].each)])
+def test_every_suite_of_the_catalogue_is_accepted_on_all_its_seeds(name: str) -> None:
+    assert rehearse(plan(load(name)[0], "cpu")) == []
+
+
+def test_what_a_later_seeds_split_breaks_is_told_before_the_first_seed_runs(suite: Path) -> None:
+    text = suite.read_text().replace("kind: iid", "kind: dirichlet, alpha: 1").replace("seeds: 1", "seeds: 5")
+    suite.write_text(text.replace('local_only, "infl:published:strength=1"', "local_only"))
+    first, *later = sizes(suite)
+    assert min(later) < first, "the first seed is to be one that fits"
+    suite.write_text(text.replace("local_only", f"infl:hardened:minimum={first}"))
+    with pytest.raises(RequestError, match=f"fewer than {first} records"):
+        rehearse(plan(load(str(suite))[0], "cpu"))
 
 
 @pytest.mark.parametrize(
