@@ -1,4 +1,4 @@
-"""What the README shows runs, straight out of the README."""
+"""What README and CONTRIBUTING show runs, straight out of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
 
 
-def plugin(name: str) -> str:
-    found = re.search(rf"<!-- plug-in: {re.escape(name)} -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md no longer shows {name}"
+def plugin(name: str, document: str = "README.md") -> str:
+    found = re.search(rf"<!-- plug-in: {re.escape(name)} -->\n```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    assert found, f"{document} no longer shows {name}"
     return found[1]
 
 
@@ -42,3 +42,16 @@ def test_the_plug_ins_run(tmp_path: Path) -> None:
     scored = table[(table["metric"] == "auc") & (table["status"] == "ok")]
     assert set(scored["defense"]) == {"fedavg", "my_defense.py:SignOnly"}
     assert set(scored["attack"]) == {"loss_threshold", "my_attack.py:Confidence"}
+
+
+@pytest.mark.parametrize(("name", "of", "least"), [("my_property.py", "SamePush", 0.1), ("my_active.py", "Bins", 0.6)])
+def test_attacks_of_other_kinds_pass_their_check_and_win_where_nothing_protects(tmp_path: Path, name: str, of: str, least: float) -> None:
+    from suites.checks import check_attack
+
+    (tmp_path / name).write_text(plugin(name, "CONTRIBUTING.md"))
+    found = check_attack(f"{tmp_path / name}:{of}")
+    assert [f"{result.name}: {result.detail}" for result in found if result.verdict == "fail"] == []
+    power = next(result.detail for result in found if result.name.startswith("power"))
+    low = re.search(r"\[(-?[\d.]+),", power)
+    assert low, power
+    assert float(low[1]) > least
