@@ -68,7 +68,8 @@ CURVES: Final[dict[str, str]] = {
 CELL: Final = ("suite", "task", "data", "defense", "attack", "goal", "view", "key")  # one seed of these is one cell of the grid
 
 GOALS: Final = ("reconstruction", "membership", "membership:person", "membership:site", "key", "property", "audit")
-VIEWS: Final = ("server", "active_server", "site", "outsider")
+_WHO: Final = ("server", "active_server", "site", "outsider")
+VIEWS: Final = (*_WHO, *(f"{who}_neighbours_unknown" for who in _WHO))  # of the records asked about, only what is a record's own is known
 KEYS: Final = ("none", "wrong", "right", "leaked")  # and partial:<share>
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "goal": (*GOALS, "utility", "cost"),

@@ -88,13 +88,16 @@ ATTACKS: Final = {
     "open_with_wrong_keys": "Open with wrong keys",
     "open_with_held_key": "Open with the held key",
 }
-VIEWS: Final = {"server": "server", "active_server": "active server", "site": "one site", "outsider": "outsider"}
-SEES: Final = {
+_WHO: Final = {"server": "server", "active_server": "active server", "site": "one site", "outsider": "outsider"}
+VIEWS: Final = {**_WHO, **{f"{who}_neighbours_unknown": f"{said}, neighbours unknown" for who, said in _WHO.items()}}
+_SEES: Final = {
     "server": "the server, which sees every message",
     "active_server": "an active server, which sees every message and chooses what it sends",
     "site": "a site, which sees broadcasts, its own records and the sum of the others",
     "outsider": "an outsider, who holds the released model",
 }
+_ALONE: Final = ", and of a record that it asks about knows nothing that its neighbours gave"
+SEES: Final = {**_SEES, **{f"{who}_neighbours_unknown": said + _ALONE for who, said in _SEES.items()}}
 GOALS: Final = {
     "reconstruction": "Reconstruction of records",
     "membership": "Membership of records",

@@ -80,6 +80,7 @@ class ThreatSpec(Strict):
     colluders: int = Field(default=0, ge=0)
     auxiliary: int = Field(default=0, ge=0)
     unit: Literal["record", "person", "site", "condition"] = "record"
+    neighbours: Literal["known", "unknown"] = "known"
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +104,8 @@ class ThreatSpec(Strict):
 
     @property
     def view_label(self) -> str:
-        return f"active_{self.view}" if self.active else self.view
+        label = f"active_{self.view}" if self.active else self.view
+        return label if self.neighbours == "known" else f"{label}_neighbours_unknown"
 
 
 class EngineSpec(Strict):

@@ -202,6 +202,7 @@ class Threat:
     colluders: int = 0
     auxiliary: int = 0  # 0: all auxiliary records
     unit: Unit = "record"
+    neighbours: Literal["known", "unknown"] = "known"  # whether of a record that is asked about also what its neighbours gave is known
 
     @property
     def key_label(self) -> str:
@@ -209,8 +210,9 @@ class Threat:
 
     @property
     def view_label(self) -> str:
-        """What tables print: a server that also chooses what it sends stands apart from one that only reads."""
-        return f"active_{self.view}" if self.active else self.view
+        """What tables print: a server that also chooses what it sends, or whoever knows records in part, stands apart."""
+        label = f"active_{self.view}" if self.active else self.view
+        return label if self.neighbours == "known" else f"{label}_neighbours_unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +295,13 @@ class Observation(Protocol):
     @property
     def threat(self) -> Threat: ...
     @property
-    def known(self) -> Mapping[str, Fact]: ...  # protocol (Federation), classes, features, members, clip, claim, layout (suites.tasks)
+    def known(self) -> Mapping[str, Fact]:
+        """protocol (Federation), classes, features, members, clip, claim; layout (suites.tasks) of a structured task; and ``columns``.
+
+        These are bool [F]: the columns of a candidate that the threat knows. The others, its neighbours' say, are zero.
+        """
+        ...
+
     @property
     def rounds(self) -> Sequence[RoundView]: ...  # needs broadcasts, updates or sums
     @property

@@ -8,7 +8,7 @@ did not declare.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -30,13 +30,14 @@ from suites.contracts import (
     RoundView,
     Secret,
     Sees,
+    Skip,
     Target,
     Task,
     Threat,
 )
 from suites.federation import build, call
 from suites.randomness import stream
-from suites.sight import NO_CHOICE, skip_reason
+from suites.sight import NO_CHOICE, NO_NEIGHBOURS, skip_reason
 from suites.simulation import simulate
 from suites.stack import Stack
 
@@ -87,6 +88,13 @@ def why_not(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_refer
     return skip_reason(attack.needs, view, topology=stack.topology, masked=stack.channel is not None, has_references=has_references)
 
 
+def _own(stack: Stack) -> int:
+    """How many columns of a record, the first, are its own; raises ``Skip`` where all of them are."""
+    if stack.layout is None or not stack.layout.own:
+        raise Skip(NO_NEIGHBOURS)
+    return stack.layout.own
+
+
 class Seen:
     """The observation itself; implements ``contracts.Observation``."""
 
@@ -102,7 +110,11 @@ class Seen:
             self.auxiliary = Records(scene.auxiliary.x[chosen], scene.auxiliary.y[chosen], attribute=kept)
         else:
             self.auxiliary = Records(scene.auxiliary.x, scene.auxiliary.y, attribute=scene.auxiliary.attribute)
+        self._columns = torch.ones(scene.features, dtype=torch.bool, device=scene.candidates.x.device)
         self.candidates = scene.candidates
+        if threat.neighbours == "unknown":
+            self._columns[_own(scene.stack) :] = False
+            self.candidates = replace(scene.candidates, x=torch.where(self._columns, scene.candidates.x, 0.0))
 
     @property
     def known(self) -> Mapping[str, Fact]:
@@ -116,6 +128,7 @@ class Seen:
             "members": Fact(scene.members, "public"),
             "clip": Fact(scene.stack.clip, "protocol"),
             "claim": Fact(scene.claim, "public"),
+            "columns": Fact(self._columns, "public"),
         }
 
     @property

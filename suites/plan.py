@@ -29,7 +29,7 @@ from suites.cohorts.spec import DataSpec
 from suites.config import SuiteSpec, ThreatSpec
 from suites.errors import RequestError
 from suites.registry import Plugin
-from suites.sight import NO_CHOICE, PASSIVE, goal_of, skip_reason
+from suites.sight import NO_CHOICE, NO_NEIGHBOURS, PASSIVE, goal_of, skip_reason
 
 Stage = Literal["train", "reference", "attack"]
 Spec = Mapping[str, Any]
@@ -201,12 +201,15 @@ class _Planner:
         masks = [layer.masked for layer in layers]
         topologies = [layer.topology for layer in layers]
         topology = next((t for t in topologies if t not in (None, "federated")), None if None in topologies else "federated")
-        asked = _of_goal(self.suite.threats, attack.goal)
+        asks = attack.needs is None or "candidates" in attack.needs
+        asked = _of_goal(self.suite.threats, attack.goal, asks=asks)
         uses_key = attack.needs is None or "key" in attack.needs
         for threat in _worth_asking(asked, keyed=keyed, uses_key=uses_key, crafts=attack.active):
             reason = None
             if attack.active and not threat.active:
                 reason = PASSIVE if threat.view == "server" else NO_CHOICE
+            elif threat.neighbours == "unknown" and "shared_inputs" not in self.task.facts.names:
+                reason = NO_NEIGHBOURS
             elif attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
             elif keyed and threat.view == "site" and threat.key in ("none", "wrong"):
@@ -262,16 +265,19 @@ def _worth_asking(threats: Sequence[ThreatSpec], *, keyed: bool, uses_key: bool,
         return list(threats)
     groups: dict[tuple[Any, ...], list[ThreatSpec]] = {}
     for threat in threats:
-        groups.setdefault((threat.view, threat.active, threat.colluders, threat.auxiliary, threat.unit), []).append(threat)
+        groups.setdefault((threat.view_label, threat.colluders, threat.auxiliary, threat.unit), []).append(threat)
     chosen = [next((t for t in group if t.key == "none"), group[0] if keyed else None) for group in groups.values()]
     return [threat for threat in chosen if threat is not None]
 
 
-def _of_goal(threats: Sequence[ThreatSpec], goal: str | None) -> list[ThreatSpec]:
-    """The unit is what membership is asked of; every other goal looks at the same thing under each unit, once."""
-    if goal == "membership":
-        return list(threats)
-    return list(dict.fromkeys(threat.model_copy(update={"unit": "record"}) for threat in threats))
+def _of_goal(threats: Sequence[ThreatSpec], goal: str | None, *, asks: bool) -> list[ThreatSpec]:
+    """The unit is what membership is asked of; every other goal looks at the same thing under each unit, once.
+
+    So does an attack that asks about no candidates, or only about its own, whatever is known of theirs.
+    """
+    same = {} if goal == "membership" else {"unit": "record"}
+    same |= {} if asks and goal != "audit" else {"neighbours": "known"}
+    return list(dict.fromkeys(threat.model_copy(update=same) for threat in threats))
 
 
 def _refuse_twins(labels: Sequence[str], what: str) -> None:

@@ -123,7 +123,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         **{f"site/{i}": site for i, site in enumerate(parts.sites)},
     }
     if own is not None:
-        tensors["layout"] = torch.tensor([*table.layout.blocks, table.layout.aside, table.layout.target])
+        tensors["layout"] = torch.tensor([*table.layout.blocks, table.layout.aside, table.layout.target, table.layout.own])
         tensors |= {f"public/{name}": tensor for name, tensor in table.public.items()}
     if cohort.person is not None:
         tensors["person"] = torch.from_numpy(cohort.person)
@@ -158,4 +158,4 @@ def _read(tensors: dict[str, Tensor]) -> Prepared:
 
 
 def _layout(widths: list[int]) -> Layout:
-    return Layout(tuple(widths[:-2]), *widths[-2:])
+    return Layout(tuple(widths[:-3]), *widths[-3:])

@@ -55,7 +55,7 @@ class Gap:
         values, on = [x], []
         for index in range(depth - 1):
             inside = self._layer(values[-1], index)
-            on.append(inside > 0)
+            on.append((inside > 0).to(inside.dtype))  # once, not at each of four products
             values.append(inside.relu())
         share = self._layer(values[-1], depth - 1).softmax(-1)
         whole = y.sum(-1, keepdim=True)

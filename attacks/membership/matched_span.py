@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from attacks.gradient_inversion.message import first_linear, widest, width
 from attacks.membership.ghost import first_slopes
 from attacks.membership.loss import key_to_use
-from attacks.membership.span import coordinates, how_many_public, principal, restored
+from attacks.membership.span import coordinates, how_many_public, in_sight, principal, restored
 from suites.contracts import Goal, Guess, Observation, Params, RoundView, Sees, Skip
 
 
@@ -45,7 +45,8 @@ class MatchedSpan:
     def by_site(self, seen: Observation) -> tuple[dict[int, Tensor], int]:
         """Each site's score of every candidate [n], averaged over the rounds, and the number of public components."""
         columns, key, candidates = widest(seen.known), key_to_use(seen), seen.candidates
-        x, public = candidates.x[:, columns], seen.auxiliary.x[:, columns]
+        held = in_sight(seen.known, columns)
+        x, public = candidates.x[:, columns][:, held], seen.auxiliary.x[:, columns][:, held]
         views = [view for view in seen.rounds if view.broadcast is not None and self.messages(view)][: self.rounds]
         if not views:
             raise Skip("no round shows both a broadcast and an update")
@@ -55,7 +56,7 @@ class MatchedSpan:
             return first_slopes(lambda p: seen.predict(p, candidates.x, key), lambda o: seen.loss(o, candidates.y), params)
 
         def delta(update: Params) -> Tensor:
-            return restored(seen, update[layer], columns, key)
+            return restored(seen, update[layer], columns, key)[:, held]
 
         count = how_many_public([delta(update) for update in self.messages(views[0]).values()][:3], public)
         components = principal(public, count)

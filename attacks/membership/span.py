@@ -4,10 +4,14 @@ Threat: a server that sees updates (or only their sum) between two broadcasts; n
 step of plain SGD keeps the rows of dW in the span of the records; Adam bends it, but the share of energy still tells. Records share public
 directions (cell types, batches), which lie in every span: they are projected out first. How many is decided on auxiliary records, by the
 cross-fitted gap between a full share, 1, and an unseen record's share, in standard deviations of the latter.
+
+Where only some columns of a candidate are known (a cell's own expression, not its neighbours'), the rows are cut to these: what is left of
+them spans what is left of the records. That says something as long as fewer records, or hidden units, stand behind than columns are known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -15,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.gradient_inversion.message import first_linear, unlabelled, widest, width
-from suites.contracts import Goal, Guess, Observation, Params, RoundView, Secret, Sees, Skip
+from suites.contracts import Fact, Goal, Guess, Observation, Params, RoundView, Secret, Sees, Skip
 
 STEPS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 160, 240, 320)  # numbers of public components tried
 _RANK = 1e-10  # eigenvalues below this share of the largest count as zero
@@ -38,16 +42,18 @@ class SpanMembership:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         columns = widest(seen.known)
+        held = in_sight(seen.known, columns)
         deltas: dict[int, list[Tensor]] = {}
         for view in [view for view in seen.rounds if self.messages(view)][: self.rounds]:
             for site, update in self.messages(view).items():
-                deltas.setdefault(site, []).append(restored(seen, update[first_linear(update, width(columns)).weight], columns, seen.key))
+                rows = restored(seen, update[first_linear(update, width(columns)).weight], columns, seen.key)
+                deltas.setdefault(site, []).append(rows[:, held])
         if not deltas:
             raise Skip("no round shows an update")
-        public = seen.auxiliary.x[:, columns]
+        public = seen.auxiliary.x[:, columns][:, held]
         count = how_many_public([series[0] for series in deltas.values()][:3], public)
         components = principal(public, count)
-        x = seen.candidates.x[:, columns]
+        x = seen.candidates.x[:, columns][:, held]
         shares = torch.stack([torch.stack([share(delta, components, x) for delta in series]).mean(0) for series in deltas.values()])
         return Guess(shares.max(0).values, notes={"public_components": float(count), "sites": float(len(deltas))})
 
@@ -62,6 +68,12 @@ class SpanMembershipOfSum(SpanMembership):
 
     def messages(self, view: RoundView) -> dict[int, Params]:
         return {} if view.combined is None else {0: view.combined}
+
+
+def in_sight(known: Mapping[str, Fact], columns: slice) -> Tensor | slice:
+    """Which of these ``columns`` of a candidate the threat knows: bool [width], or a slice of all."""
+    told = known["columns"].value[columns] if "columns" in known else None
+    return slice(None) if told is None or bool(told.all()) else told
 
 
 def restored(seen: Observation, delta: Tensor, columns: slice, key: Secret | None) -> Tensor:

@@ -12,6 +12,7 @@ class Layout:
     blocks: tuple[int, ...]
     aside: int = 0
     target: int = 0  # the loss is the mean squared error of as many outputs, which come first, against these columns
+    own: int = 0  # the first columns, which are the record's alone where it also holds what others gave; 0: all
 
     @property
     def fed(self) -> int:

@@ -8,7 +8,8 @@ A record is a cell with its neighbourhood: reconstructing it reconstructs what i
 for the metric of coherence; the network does not read it. What a part of the split holds whole (``unit: person``) is a tile of tissue, a
 section or a donor: random cells of one tissue would have the test cells' neighbours in training. Since no cell has a neighbour beyond its
 unit, leaving a unit out moves no record of another: membership of units, and an ε for units (``dp_sgd:unit=person``), are about all that
-the unit's cells gave. Of a single cell that cannot be said, only of its record.
+the unit's cells gave. Of a single cell that cannot be said, only of its record. A threat with ``neighbours: unknown`` asks about records of
+which only the cell's own expression is known, neither the neighbours' columns nor the place.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class SpatialDomains:
         placed = torch.from_numpy((place - place.min(0)) / span + 3.0 * np.stack([cohort.site, np.zeros(len(cohort))], 1)).float()
         x = torch.cat([own, *hops, placed], 1)
         mean, scale = public.mean.repeat(1 + HOPS), public.scale.repeat(1 + HOPS)
-        self.layout = Layout((own.shape[1] * (1 + HOPS),), PLACE)
+        self.layout = Layout((own.shape[1] * (1 + HOPS),), PLACE, own=own.shape[1])
         return Table(x, torch.cat([mean, torch.zeros(PLACE)]), torch.cat([scale, torch.ones(PLACE)]), self.layout)
 
     def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:

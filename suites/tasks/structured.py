@@ -5,7 +5,8 @@ modality, say); then those that travel *aside* (a target, a place), which the ne
 in its outputs. The engine, the clipping and the attacks see rows, outputs and a loss per record, as they do for classes.
 
 Where a record also holds what others gave (a neighbour's expression), the task says so in one sentence, ``shared_inputs``: an ε for one
-record is then none for one person or cell, and the receipt of a training carries that sentence as its limit.
+record is then none for one person or cell, and the receipt of a training carries that sentence as its limit. Its layout says how many
+columns are the record's ``own``: all that a threat with ``neighbours: unknown`` knows of a record whose membership it asks.
 
 A defense that transforms records (``Defense.prepare``) acts on each block by itself and never on what is aside: no site feeds that to
 its model.
