@@ -11,7 +11,9 @@ ALWAYS = frozenset({"candidates", "auxiliary", "simulate", "predict", "key", "ow
 
 NO_CHOICE = "this view sends no model, so it cannot choose one"  # why an attack that crafts what is sent is skipped …
 PASSIVE = "this attack chooses what is sent to the sites, and this threat only watches; give the threat active: true"  # … here, too
-NO_NEIGHBOURS = "no record of this task holds what its neighbours gave, so nothing of it is theirs to be unknown; leave out neighbours: unknown"
+NO_NEIGHBOURS = (
+    "no record of this task holds what its neighbours gave, so nothing of it is theirs to be unknown; leave out neighbours: unknown"
+)
 
 _WHY_NOT = {
     "updates": "single sites' updates are not visible to this view",

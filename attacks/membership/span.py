@@ -22,6 +22,7 @@ from attacks.gradient_inversion.message import first_linear, unlabelled, widest,
 from suites.contracts import Fact, Goal, Guess, Observation, Params, RoundView, Secret, Sees, Skip
 
 STEPS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 160, 240, 320)  # numbers of public components tried
+_FULL = 1e-3  # what unseen records have outside, below which the rows hold all that is left and only rounding tells records apart
 _RANK = 1e-10  # eigenvalues below this share of the largest count as zero
 
 
@@ -110,13 +111,14 @@ def principal(x: Tensor, count: int) -> Tensor:
 def how_many_public(deltas: list[Tensor], public: Tensor) -> int:
     """The number of public components whose removal sets unseen records furthest from a full share."""
     fitted, unseen = public[::2], public[1::2]
-    every = principal(fitted, max((count for count in STEPS if count < 0.9 * len(fitted)), default=0)).flip(0)  # strongest first
+    every = principal(fitted, max((count for count in STEPS if count < 0.9 * min(fitted.shape)), default=0)).flip(0)  # strongest first
     best, chosen = -torch.inf, 0
     for count in STEPS:
         if count > len(every) or len(unseen) < 4:
             break
         shares = [share(delta, every[:count], unseen) for delta in deltas]
-        gap = sum(float((1 - s.mean()) / s.std().clamp_min(1e-12)) for s in shares)
+        outside = [float(1 - s.mean()) for s in shares]
+        gap = sum(rest / float(s.std().clamp_min(1e-12)) for rest, s in zip(outside, shares) if rest > _FULL)
         if gap > best:
             best, chosen = gap, count
     return chosen
