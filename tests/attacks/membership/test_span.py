@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from attacks.membership.matched_span import MatchedSpan, MatchedSpanOfSum
 from attacks.membership.span import SpanMembership, SpanMembershipOfSum, coordinates, how_many_public, principal, share
-from suites.contracts import Records, RoundView, Skip
+from suites.contracts import Fact, Records, RoundView, Skip
 
 K = 14
 
@@ -120,6 +120,36 @@ def test_public_components_are_removed_and_their_number_comes_from_auxiliary_rec
         return auc(share(delta, principal(seen.auxiliary.x, components), seen.candidates.x)[chosen], site[chosen])
 
     assert strength(count) > strength(0)
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_no_more_components_are_removed_than_records_have_columns(width: int) -> None:
+    """Of 24 columns a basis of more is no basis; and where rows hold every record whole, a smaller rest tells no more."""
+    public, delta = normal(900, 24, seed=3), normal(width, 24, seed=4)
+    count = how_many_public([delta], public)
+    basis = principal(public, count)
+    assert torch.allclose(basis @ basis.T, torch.eye(count), atol=1e-3)
+    assert float(1 - share(delta, basis, public).mean()) > 0.1 if width < 24 else count == 0
+
+
+def test_where_part_of_a_record_is_known_its_rows_are_cut_to_that_part() -> None:
+    """Plain SGD and fewer records than known columns: members lie wholly inside, whatever stands in the other columns."""
+    seen, member = world(0, sites=2, size=12, adam=False)
+    mask = torch.arange(300) < 100
+
+    class Partly(FakeObservation):
+        @property
+        def known(self):  # type: ignore[no-untyped-def]
+            return {**super().known, "columns": Fact(mask, "public")}
+
+    filled = Records(torch.where(mask, seen.candidates.x, 0.0), seen.candidates.y)
+    partly = Partly(seen.module, 300, K, rounds=seen.rounds, candidates=filled, auxiliary=seen.auxiliary)
+    for attack in (SpanMembership, SpanMembershipOfSum):
+        scores = run(attack, partly).value
+        assert float(scores[member].min()) > 0.999
+        assert float(scores[~member].max()) < 0.95
+    blind = FakeObservation(seen.module, 300, K, rounds=seen.rounds, candidates=filled, auxiliary=seen.auxiliary)
+    assert float(run(SpanMembership, blind).value[member].max()) < 0.95  # without the mask nobody lies wholly inside
 
 
 def test_shares_and_components_equal_a_plain_decomposition() -> None:

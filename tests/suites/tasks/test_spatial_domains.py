@@ -168,7 +168,7 @@ def test_hops_are_means_over_six_nearest(tmp_path: Path) -> None:
         near = gap[i].topk(6, largest=False).indices
         torch.testing.assert_close(one[i], own[near].mean(0))
         torch.testing.assert_close(two[i], one[near].mean(0))
-    assert prepared.layout == Layout((3 * GENES,), 2)
+    assert prepared.layout == Layout((3 * GENES,), 2, own=GENES)
 
 
 def test_the_network_does_not_read_the_place(tmp_path: Path) -> None:
