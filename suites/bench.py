@@ -185,9 +185,9 @@ class Bench:
         """The site that looks, at view "site": the first, but the second in an audit, whose canaries the first one holds."""
         return min(SITE + 1, len(self.prepared.sites) - 1) if self.spec.get("inserts") else SITE
 
-    def one_epoch(self) -> None:
-        """The first local epoch of every site once more, unrecorded: what ``flop`` counts."""
-        federation = replace(self.federation, rounds=1, local=replace(self.federation.local, epochs=1))
+    def short(self, rounds: int = 1, epochs: int = 1) -> None:
+        """So many rounds of so many local epochs, unrecorded: what ``flop`` counts and what a dry run times."""
+        federation = replace(self.federation, rounds=rounds, local=replace(self.federation.local, epochs=epochs))
         train(
             self.task,
             self.stack,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -110,9 +111,10 @@ def run(
         command=shlex.join(["infl-bench", *sys.argv[1:]]) if "run" in sys.argv[1:2] else "",
     )
     if dry_run:
-        for unread in import_module("suites.rehearsal").rehearse(asked.plan):
+        rehearsed = import_module("suites.rehearsal").rehearse(asked.plan)
+        for unread in rehearsed.unread:
             _complain(unread)
-        _foretell(asked, workers)
+        _foretell(asked, workers, rehearsed.trainings)
         return 0
     started = time.monotonic()
     table = _with_progress(asked, workers)
@@ -274,12 +276,14 @@ def _tell_end(asked: Request, table: Any, failed: Any, seconds: float) -> None:
         _complain(f"failed: {' / '.join(str(row[name]) for name in ('defense', 'attack', 'view', 'key') if row[name])}: {row['reason']}")
 
 
-def _foretell(asked: Request, workers: int | None) -> None:
+def _foretell(asked: Request, workers: int | None, trainings: list[tuple[Mapping[str, Any], float]]) -> None:
     from suites.forecast import Forecast
     from suites.runner import default_workers, pending, store_of
 
     store, forecast = store_of(asked.out), Forecast()
     forecast.recall(store)
+    for spec, seconds in trainings:
+        forecast.expect(spec, seconds)
     count = workers or default_workers(asked.device)
     missing = pending(asked.plan, store)
     print(f"{asked.plan.suite.suite} on {asked.device}: {len(asked.plan.cells)} cells, {len(missing)} to run, {count} at a time")
@@ -287,7 +291,7 @@ def _foretell(asked: Request, workers: int | None) -> None:
         cells = [cell for cell in missing if cell.stage == stage]
         print(f"  {stage:<9} {len(cells):>5} cells  {_duration(sum(map(forecast.seconds, cells))):>8}")
     print(f"  skipped   {len(asked.plan.skipped):>5} combinations that cannot apply")
-    basis = "from cells measured in this folder" if forecast.measured else "a guess: no cell of this folder has been measured yet"
+    basis = "from cells measured in this folder" if forecast.measured else "trainings by an epoch of each, attacks a guess"
     print(f"foretold: {_duration(forecast.total(missing, count))} ({basis})")
 
 

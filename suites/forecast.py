@@ -1,4 +1,7 @@
-"""How long a cell will take, foretold from cells that were measured: in this run, or by earlier ones in the same folder."""
+"""How long a cell will take, foretold from cells that were measured: in this run, or by earlier ones in the same folder.
+
+Where none was, from an epoch of its training that a dry run timed; where none was timed either, from a guess that says so.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,8 @@ SEARCHES = {
     "learned_inverter": 6.0,
     "learned_inverter_of_sum": 8.0,
 }
+START = 0.3  # seconds in which a training's process reads its data and writes its records
+LANE = 0.6  # what one more reference adds to those trained with it, in trainings of its own
 _ENOUGH = 200  # manifests read from earlier runs, a stage
 
 
@@ -41,6 +46,11 @@ class Forecast:
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[str, ...], list[float]] = {}
+        self._expected: dict[tuple[str, str], float] = {}  # of one training, by task and defense
+
+    def expect(self, spec: Mapping[str, Any], seconds: float) -> None:
+        """One training of this task and defense takes about so long."""
+        self._expected[portable(str(spec["task"])), portable(str(spec["defense"]))] = seconds
 
     @property
     def measured(self) -> bool:
@@ -62,7 +72,13 @@ class Forecast:
 
     def seconds(self, cell: Cell) -> float:
         known = next((self._seconds[key] for key in _kinds(cell.spec) if key in self._seconds), None)
-        return median(known) if known else guess(cell.spec)
+        return median(known) if known else self._foretold(cell.spec)
+
+    def _foretold(self, spec: Mapping[str, Any]) -> float:
+        one = self._expected.get((portable(str(spec.get("task", ""))), portable(str(spec["defense"]))))
+        if spec["stage"] == "attack" or one is None:
+            return guess(spec)
+        return START + one * (1 + LANE * (int(spec.get("count", 1)) - 1))
 
     def total(self, cells: Iterable[Cell], workers: int) -> float:
         """Seconds until all are done, were the workers always busy."""

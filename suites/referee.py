@@ -134,7 +134,7 @@ def _costs(bench: Bench, trained: Trained) -> list[Measure]:
         "training_seconds": trained.seconds,
         "samples_per_second": trained.samples / max(trained.seconds, 1e-9),
         "peak_memory_bytes": float(peak_memory()),
-        "flop_per_round": float(flop(bench.one_epoch) * bench.federation.local.epochs),
+        "flop_per_round": float(flop(bench.short) * bench.federation.local.epochs),
         "bytes_up_per_round": sum(sent) / len(sent) if sent else 0.0,
         "bytes_down_per_round": sum(back) / len(back) if back else 0.0,
         "parameters": float(sum(t.numel() for t in trained.finals[0].values())),

@@ -49,3 +49,17 @@ def test_trainings_speak_for_each_other() -> None:
     assert told.seconds(cell("train", task="perturbation", defense="secure_aggregation")) == 8.0
     assert told.seconds(cell("reference", task="perturbation")) == UNMEASURED["reference"]
     assert told.total([cell("train", task="perturbation")] * 3, 2) == pytest.approx(12.0)
+
+
+def test_an_epoch_that_was_timed_speaks_before_a_guess_and_after_a_measured_cell() -> None:
+    """Of its own task and defense, and of trainings alone; references train together and share what every step costs."""
+    told = Forecast()
+    told.expect(cell("train", task="perturbation").spec, 100.0)
+    one, eight = (told.seconds(cell("reference", task="perturbation", count=count)) for count in (1, 8))
+    assert told.seconds(cell("train", task="perturbation")) == one == pytest.approx(100.0, rel=0.05)
+    assert 2 * one < eight < 8 * one
+    assert told.seconds(cell("train", task="perturbation", defense="infl:published")) == UNMEASURED["train"]
+    assert told.seconds(cell("attack", task="perturbation", attack="blind")) == UNMEASURED["attack"]
+    assert not told.measured
+    told.note(cell("train", task="perturbation").spec, 3.0)
+    assert told.seconds(cell("train", task="perturbation")) == 3.0

@@ -69,7 +69,17 @@ def test_a_missing_column_is_the_same_sentence_dry_or_not(suite: Path, tmp_path:
 
 @pytest.mark.parametrize("name", [name for name in catalog() if all(at_hand(part.data) for part in load(name)[0].each)])
 def test_every_suite_of_the_catalogue_is_accepted_on_all_its_seeds(name: str) -> None:
-    assert rehearse(plan(load(name)[0], "cpu")) == []
+    assert rehearse(plan(load(name)[0], "cpu")).unread == []
+
+
+def test_every_defense_is_timed_and_more_rounds_foretell_more_time(suite: Path) -> None:
+    text = suite.read_text().replace("rounds: 1, local: {epochs: 1}", "rounds: 20, local: {epochs: 5}").replace("seeds: 1", "seeds: 2")
+    suite.write_text(text)
+    short = {str(spec["defense"]): seconds for spec, seconds in rehearse(plan(load(str(suite))[0], "cpu")).trainings}
+    suite.write_text(text.replace("rounds: 20", "rounds: 20000"))
+    long = {str(spec["defense"]): seconds for spec, seconds in rehearse(plan(load(str(suite))[0], "cpu")).trainings}
+    assert set(short) == set(long) == {"local_only", "infl:published:strength=1"}
+    assert all(long[name] > 100 * short[name] for name in short), "a thousand times the rounds, and what a first epoch costs only once"
 
 
 def test_what_a_later_seeds_split_breaks_is_told_before_the_first_seed_runs(suite: Path) -> None:
@@ -125,7 +135,7 @@ def test_what_would_have_to_be_downloaded_is_not(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("INFL_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("INFL_BENCH_DATA", str(tmp_path))
     spec = override(load("perturbation")[0], defenses=["fedavg"], attacks=[])
-    (said,) = rehearse(plan(spec, "cpu"))
+    (said,) = rehearse(plan(spec, "cpu")).unread
     assert "norman_mcfaline is not on this machine" in said
     assert not (tmp_path / "cache").exists()
     assert at_hand(load("quickstart")[0].data)
