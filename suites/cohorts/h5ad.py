@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from suites.cohorts import frame
 from suites.errors import RequestError, did_you_mean
 
 _TABLES = {".csv", ".tsv", ".txt", ".tab"}
@@ -140,6 +141,8 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
     held = file.get({"raw": "raw/X"}.get(where, where))
     if held is None and where == "raw":
         held = file.get("raw.X")  # anndata before 0.7
+    if frame.is_frame(held):
+        return frame.values(held, rows)
     if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
         present = [key for key in ("X", "raw") if key in file or f"{key}.X" in file]
         present += [f"{part}/{name}" for part in ("layers", "obsm") if isinstance(file.get(part), h5py.Group) for name in file[part]]
@@ -156,13 +159,16 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
     return out
 
 
-def width(file: h5py.File, where: str) -> int | None:
-    """The number of columns of an obsm matrix; None for the others, which have var's names."""
+def own_names(file: h5py.File, where: str) -> tuple[str, ...] | None:
+    """What the columns of an obsm matrix are called (numbers, where it has no names); None for the others, which have var's names."""
     held = file.get(where)
     if not where.startswith("obsm/") or held is None:
         return None
+    called = where.removeprefix("obsm/")
+    if frame.is_frame(held):
+        return tuple(f"{called} {name}" for name in frame.names(held))
     shape = held.attrs.get("shape", ()) if isinstance(held, h5py.Group) else held.shape
-    return int(shape[1]) if len(shape) == 2 else None
+    return tuple(f"{called} {i + 1}" for i in range(int(shape[1]))) if len(shape) == 2 else None
 
 
 def sparse_matrix(file: h5py.File, where: str, rows: NDArray[np.bool_]) -> Any:
@@ -170,6 +176,8 @@ def sparse_matrix(file: h5py.File, where: str, rows: NDArray[np.bool_]) -> Any:
     from scipy import sparse
 
     held = file.get(where)
+    if frame.is_frame(held):
+        return sparse.csr_matrix(frame.values(held, rows))
     if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
         present = [f"obsm/{name}" for name in file.get("obsm", ())]
         raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else ''}")

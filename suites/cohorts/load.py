@@ -62,8 +62,8 @@ def from_file(data: DataSpec, path: Path, name: str, citation: str = "", licence
         _, person = _column(file, "person", data.person, rows)
         attribute = None if data.attribute is None else _attribute(path, file, data.attribute, rows)
         matrix = data.matrix or "X"
-        count = h5ad.width(file, matrix)
-        features = _features(file, matrix) if count is None else tuple(f"{matrix.removeprefix('obsm/')} {i + 1}" for i in range(count))
+        own = h5ad.own_names(file, matrix)
+        features = _features(file, matrix) if own is None else own
         if not features:
             raise RequestError(f"{path} holds no features in '{matrix}', so there is nothing to learn from; choose another matrix")
         with np.errstate(over="ignore"):  # beyond float32: found as Inf below

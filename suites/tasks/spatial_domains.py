@@ -86,6 +86,11 @@ class SpatialDomains:
             place = load(data.model_copy(update={"matrix": "obsm/spatial", "transform": "none", "missing": None})).x
         except RequestError as error:
             raise RequestError(f"spatial_domains needs each cell's place in obsm['spatial']: {error}") from None
+        if place.shape[1] != PLACE:
+            raise RequestError(
+                f"{cells.name}: obsm['spatial'] has {place.shape[1]} coordinates where a section is flat and has {PLACE}; keep the two that "
+                "lie in the section"
+            )
         section = np.zeros(len(cells), dtype=np.int64) if cells.site is None else cells.site
         names = cells.sites or ("section",)
         site, tile = np.zeros(len(cells), dtype=np.int64), np.zeros(len(cells), dtype=np.int64)

@@ -80,6 +80,17 @@ def test_the_mosaic_is_drawn_before_the_split(tmp_path: Path) -> None:
     assert bool((whole[:, -ASIDE:-1] == 1).all())
 
 
+def test_a_second_modality_in_a_table_is_the_same_as_in_a_matrix(tmp_path: Path) -> None:
+    told = DataSpec(**spec(write(tmp_path))["data"])
+    plain = Integration().cohort(told)
+    data = anndata.read_h5ad(tmp_path / "paired.h5ad")
+    data.obsm["protein"] = pd.DataFrame(data.obsm["protein"], columns=[f"CD{i}" for i in range(PROTEIN)], index=data.obs_names)
+    data.write_h5ad(tmp_path / "paired.h5ad")
+    framed = Integration(second="protein").cohort(told)
+    np.testing.assert_array_equal(framed.x, plain.x)
+    assert framed.features[RNA:] == tuple(f"protein CD{i}" for i in range(PROTEIN))
+
+
 def test_units_come_from_the_auxiliary_records_that_have_the_modality(tmp_path: Path) -> None:
     prepared = prepare(spec(write(tmp_path)), None)
     x = prepared.pool.x[prepared.auxiliary]

@@ -214,6 +214,20 @@ def test_a_file_without_places_is_told(tmp_path: Path) -> None:
         SpatialDomains().cohort(DataSpec(**spec(write(tmp_path, place=False))["data"]))
 
 
+def test_places_in_a_table_are_read_and_other_numbers_of_coordinates_are_told(tmp_path: Path) -> None:
+    told = DataSpec(**spec(write(tmp_path))["data"])
+    plain = SpatialDomains().cohort(told)
+    data = anndata.read_h5ad(tmp_path / "tissue.h5ad")
+    data.obsm["spatial"] = pd.DataFrame(data.obsm["spatial"], columns=["x_px", "y_px"], index=data.obs_names)
+    data.write_h5ad(tmp_path / "tissue.h5ad")
+    framed = SpatialDomains().cohort(told)
+    np.testing.assert_array_equal(framed.x, plain.x)
+    data.obsm["spatial"] = data.obsm["spatial"].assign(z=1.0)
+    data.write_h5ad(tmp_path / "tissue.h5ad")
+    with pytest.raises(RequestError, match="3 coordinates"):
+        SpatialDomains().cohort(told)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_real_sections(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
