@@ -26,10 +26,10 @@ from suites.cohorts.spec import DataSpec
 from suites.contracts import Records
 from suites.errors import RequestError
 from suites.split import Split
+from suites.tasks.conditions import no_controls, perturbed
 from suites.tasks.layout import Layout
 from suites.tasks.structured import Table
 
-CONTROLS = frozenset({"control", "ctrl", "non-targeting"})
 TOP = 20  # genes that change most, as GEARS evaluates
 RIDGE = 0.5  # of the additive model, in training conditions
 
@@ -40,19 +40,22 @@ class Perturbation:
     Parameters
     ----------
     hidden, blocks : width and number of hidden layers
+    separator : what joins the genes of a condition ("+", "_"); "none" where every name is one perturbation, "auto" to see it from the file
+    control : what control cells are called, where it is none of the usual names (control, ctrl, non-targeting)
     """
 
     name: ClassVar[str] = "perturbation"
     lower: frozenset[str] = frozenset({"mse", "mse_top20"})
 
-    def __init__(self, *, hidden: int = 64, blocks: int = 1) -> None:
+    def __init__(self, *, hidden: int = 64, blocks: int = 1, separator: str = "auto", control: str = "") -> None:
         if hidden < 1 or blocks < 1:
             raise RequestError(
                 f"perturbation needs hidden and blocks of at least 1, not {hidden} and {blocks}: it is a network with a middle"
             )
         self.hidden, self.blocks = hidden, blocks
         self.layout, self.unit, self.double = Layout((1,), 1), 1.0, torch.zeros(0, dtype=torch.bool)  # until there is a cohort
-        self.genes = 0
+        self.genes, self.separator, self.control = 0, str(separator), str(control)
+        self.perturbed: list[tuple[str, ...]] = []  # genes of each condition of the cohort at hand
 
     # ------------------------------------------------------------------------------------------------------------- data
 
@@ -64,7 +67,7 @@ class Perturbation:
                 f"perturbation got a person column for {raw.name}, but what no part shares is a perturbation in a cell line, so a person's "
                 "cells would lie in training and test; leave the person column out, or name the person as the site (--site)"
             )
-        parts = [genes_of(name) for name in raw.classes]
+        parts = perturbed(raw.name, raw.classes, raw.features, self.separator, self.control)
         genes = sorted({gene for part in parts for gene in part})
         line = np.zeros(len(raw), dtype=np.int64) if raw.site is None else raw.site
         lines = raw.sites or ("all",)
@@ -74,13 +77,13 @@ class Perturbation:
         for code, name in enumerate(lines):
             own = raw.x[(line == code) & ~treated]
             if not len(own):
-                raise RequestError(
-                    f"{raw.name}: no control cells in '{name}', so that no change can be told; label them 'control', or leave that line out"
-                )
+                raise no_controls(raw.name, name, raw.classes)
             reference[code] = own.mean(0)
-        pair, y = np.unique(np.stack([raw.y, line], 1)[treated], axis=0, return_inverse=True)
+        same = np.array([parts.index(part) for part in parts])[raw.y]  # "A+B" and "B+A" are one perturbation, which no part shares
+        pair, y = np.unique(np.stack([same, line], 1)[treated], axis=0, return_inverse=True)
         y = y.reshape(-1).astype(np.int64)
         x = [flags, flags @ neighbours(genes, parts), np.eye(len(lines), dtype=np.float32)[line], raw.x - reference[line]]
+        self.perturbed = [parts[condition] for condition, _ in pair]
         named = tuple(f"{raw.classes[condition]} in {lines[code]}" for condition, code in pair)
         features = (*genes, *(f"near {gene}" for gene in genes), *lines, *raw.features)
         held = np.concatenate(x, 1)[treated]
@@ -98,7 +101,7 @@ class Perturbation:
         x[:, fed:] /= unit
         scale = torch.ones(x.shape[1])
         scale[fed:] = unit
-        double = torch.tensor([len(genes_of(name.rpartition(" in ")[0])) > 1 for name in cohort.classes])
+        double = torch.tensor([len(genes) > 1 for genes in self.perturbed])
         return Table(
             x,
             torch.zeros(x.shape[1]),
@@ -209,11 +212,6 @@ class ResponseNet(nn.Module):
         for layer in self.layers:
             h = torch.relu(layer(h))
         return torch.cat([self.decoder(h), x[..., self.fed :]], -1)
-
-
-def genes_of(condition: str) -> tuple[str, ...]:
-    """The perturbed genes of "A+B", "A+ctrl", "A" or "control" (none)."""
-    return tuple(sorted({word for word in condition.split("+") if word.lower() not in CONTROLS}))
 
 
 def neighbours(genes: list[str], conditions: list[tuple[str, ...]]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

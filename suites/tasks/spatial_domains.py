@@ -88,8 +88,8 @@ class SpatialDomains:
             raise RequestError(f"spatial_domains needs each cell's place in obsm['spatial']: {error}") from None
         if place.shape[1] != PLACE:
             raise RequestError(
-                f"{cells.name}: obsm['spatial'] has {place.shape[1]} coordinates where a section is flat and has {PLACE}; keep the two that "
-                "lie in the section"
+                f"{cells.name}: obsm['spatial'] has {place.shape[1]} coordinates where a section is flat and has {PLACE}; keep the two "
+                "that lie in the section"
             )
         section = np.zeros(len(cells), dtype=np.int64) if cells.site is None else cells.site
         names = cells.sites or ("section",)
@@ -124,8 +124,8 @@ class SpatialDomains:
         own = public.transform(cohort.x[:, :-PLACE])
         assert cohort.site is not None
         assert cohort.person is not None
-        part = np.zeros(len(cohort), dtype=np.int64)  # 0 is training
-        for code, held in enumerate((parts.validation, parts.test, parts.auxiliary), 1):
+        part = np.full(len(cohort), -1)  # a cell that is stored twice lies in no part the second time, and is nobody's neighbour
+        for code, held in enumerate((torch.cat([*parts.sites, *parts.withheld]), parts.validation, parts.test, parts.auxiliary)):
             part[held.numpy()] = code
         hops = [own.clone() for _ in range(HOPS)]
         # A part holds whole units, unless the split is by record; a unit may lie at two sites, where the site is the section's strip.

@@ -17,8 +17,9 @@ from suites.cohorts.spec import DataSpec
 from suites.config import load
 from suites.contracts import Records, RequestError
 from suites.plan import plan
+from suites.tasks.conditions import genes_of, perturbed
 from suites.tasks.layout import Layout
-from suites.tasks.perturbation import Perturbation, genes_of, neighbours
+from suites.tasks.perturbation import Perturbation, neighbours
 from tests.suites.cohorts.test_downloads import real
 
 GENES = ("MAPA1", "MAPB2", "KLF1", "FOX2", "SET")
@@ -72,6 +73,66 @@ def test_names_of_conditions() -> None:
     assert genes_of("control") == genes_of("ctrl") == ()
 
 
+GENES_OF_A_FILE = ["KLF1", "SET", "MAP2K6", "FOXO4"]
+
+
+@pytest.mark.parametrize("mark", ["+", "_", "|", ",", ", ", ";", "&", "/"])
+@pytest.mark.parametrize("measured", [True, False])
+def test_what_joins_genes_is_seen_from_the_file(mark: str, measured: bool) -> None:
+    """From its gene names, or from the conditions of one gene where perturbed genes are not measured."""
+    names = [
+        "control",
+        f"KLF1{mark}SET",
+        f"ctrl{mark}MAP2K6",
+        f"SET{mark}FOXO4",
+        f"FOXO4{mark}NEW1",
+        *([] if measured else GENES_OF_A_FILE),
+    ]
+    found = perturbed("mine", names, GENES_OF_A_FILE if measured else ["ACTB"], "auto", "")
+    assert found[:5] == [(), ("KLF1", "SET"), ("MAP2K6",), ("FOXO4", "SET"), ("FOXO4", "NEW1")]
+
+
+def test_a_gene_whose_name_holds_a_separator_stays_whole() -> None:
+    genes = [*GENES_OF_A_FILE, "HLA_A", "Y_RNA"]
+    assert perturbed("mine", ["ctrl", "HLA_A", "KLF1"], genes) == [(), ("HLA_A",), ("KLF1",)]
+    assert perturbed("mine", ["ctrl", "HLA_A", "KLF1+Y_RNA"], genes, "+")[2] == ("KLF1", "Y_RNA")
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["ctrl", "KLF1_pDS2", "SET_pDS7"], r"'_' in 2 of 3 conditions, such as 'KLF1_pDS2'.*separator=_ or perturbation:separator=none"),
+        (["ctrl", "drug|10", "drug|20"], r"set perturbation:separator=\| or"),
+        (["ctrl", "KLF1_SET", "SET|FOXO4"], r"both '_' and '\|' join genes"),
+    ],
+)
+def test_names_that_may_be_read_in_two_ways_are_told(names: list[str], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        perturbed("mine", names, GENES_OF_A_FILE)
+    assert perturbed("mine", names, GENES_OF_A_FILE, "none")[1:] == [(names[1],), (names[2],)]
+    assert len(perturbed("mine", names, GENES_OF_A_FILE, "_" if "_" in names[1] else "|")[1]) == 2
+
+
+def test_doubles_joined_otherwise_are_the_same_cohort(tmp_path: Path) -> None:
+    """Flags, graph, and which conditions are doubles: all that the metrics and baselines read."""
+    told, task = data(write(tmp_path)), Perturbation()
+    plain = task.cohort(told)
+    table = Bench(spec(told.path or ""), None).prepared
+    screen = anndata.read_h5ad(tmp_path / "screen.h5ad")
+    screen.obs["condition"] = [{"control": "NT"}.get(str(name), str(name).replace("+", "_")) for name in screen.obs["condition"]]
+    screen.write_h5ad(tmp_path / "screen.h5ad")
+    with pytest.raises(RequestError, match=r"no control cells in 'a'.*perturbation:control=NT"):
+        Perturbation().cohort(told)
+    with pytest.raises(RequestError, match=r"no cells are called 'MT'.*did you mean 'NT'"):
+        Perturbation(control="MT").cohort(told)
+    joined = Perturbation(control="NT").cohort(told)
+    np.testing.assert_array_equal(joined.x, plain.x)
+    assert joined.classes == tuple(name.replace("+", "_") for name in plain.classes)
+    again = Bench(spec(told.path or "", task="perturbation:hidden=32:control=NT:separator=_"), None).prepared
+    assert torch.equal(again.public["double"], table.public["double"])
+    assert int(again.public["double"].sum()) == 2 * 3
+
+
 def test_the_graph_joins_families_and_pairs_of_the_design() -> None:
     genes = ["FOXA1", "FOXO4", "HK2", "MAP2K3", "MAP2K6"]
     found = neighbours(genes, [("HK2", "MAP2K3"), ("FOXA1",)])
@@ -86,7 +147,7 @@ def test_changes_are_told_against_the_control_cells_of_the_same_line(tmp_path: P
     cohort = task.cohort(data(write(tmp_path, noise=0.0)))
     assert task.layout == Layout((2 * 5 + 2,), 30, 30)
     assert len(cohort) == 2 * 9 * 12  # no control cells
-    assert len(cohort.classes) == 2 * 9
+    assert len(cohort.classes) == 2 * 8  # MAPA1 and MAPA1+ctrl are one perturbation
     for row in (0, 100, len(cohort) - 1):
         name, _, line = cohort.classes[cohort.y[row]].rpartition(" in ")
         effect = sum((EFFECT[GENES.index(g)] for g in genes_of(name)), np.zeros(30))
@@ -106,7 +167,7 @@ def test_no_condition_straddles_a_part(tmp_path: Path) -> None:
     prepared = Bench(spec(write(tmp_path)), None).prepared
     parts = [torch.cat(prepared.sites), prepared.validation, prepared.test, prepared.auxiliary]
     held = [set(prepared.pool.y[part].tolist()) for part in parts]
-    assert sum(map(len, held)) == len(set().union(*held)) == 18
+    assert sum(map(len, held)) == len(set().union(*held)) == 16
     unit = prepared.pool.x[prepared.auxiliary][:, 12:].square().mean().sqrt()
     assert float(unit) == pytest.approx(1.0, abs=1e-5)  # the public unit is the auxiliary cells'
 
