@@ -21,6 +21,7 @@ from infl.embed import strip
 from infl.key import Identity, Key
 from infl.revocation import Revoked
 from suites.contracts import Defense, Federation, Params, RequestError, Secret, Shape
+from suites.tasks.networks import first_width
 
 PREFIX = "infl-bench."
 
@@ -86,7 +87,7 @@ class KeyedSite:
         if revoked is not None:
             revoked.refuse(key)
         self.name, self.key = name, key
-        self._defense = defense.plan(Federation(sites=1), Shape((len(x),), x.shape[1], classes))
+        self._defense = defense.plan(Federation(sites=1), Shape((len(x),), x.shape[1], classes, width=first_width(net)))
         self._secret = secret_of(key, self._defense)
         self.model = self._defense.model(copy.deepcopy(net), self._secret)  # some defenses hand the same net back
         self.x = self.prepare(x)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from suites import registry, yardsticks
 from suites.auditing.insertion import SITE, Inserting, insert
@@ -30,6 +30,7 @@ from suites.scoring import (
     Measure,
 )
 from suites.stack import Stack
+from suites.tasks.networks import first_width
 from suites.tasks.structured import UNTRAINED, Structured
 from suites.witness import Witness
 
@@ -67,9 +68,13 @@ class Bench:
             self.prepared.pool.x.shape[1],
             self.prepared.pool.classes,
             self._persons(stack, sizes),
-            first_width(self.task, self.prepared.pool.x.shape[1], self.prepared.pool.classes),
+            self._first_width(),
         )
         self.stack: Stack = stack.plan(self.federation, self.shape)
+
+    def _first_width(self) -> int:
+        with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
+            return first_width(self.task.net(self.prepared.pool.x.shape[1], self.prepared.pool.classes))
 
     def _inserted(self, prepared: Prepared) -> Prepared:
         """With the records that an attack brings, each by a coin of the referee's own."""
@@ -265,13 +270,6 @@ def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torc
     taken = order[: max(1, int((counts <= size).sum()))]
     positions = torch.isin(owners, taken).nonzero().squeeze(1)
     return positions[torch.randperm(len(positions), generator=generator)]
-
-
-def first_width(task: Task, features: int, classes: int) -> int:
-    """Units of the first linear layer of the task's network; 0 where it has none."""
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
-        layers = [layer for layer in task.net(features, classes).modules() if isinstance(layer, nn.Linear)]
-    return layers[0].out_features if layers else 0
 
 
 def cell_columns(bench: Bench) -> Row:

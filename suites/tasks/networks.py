@@ -18,6 +18,11 @@ from suites.errors import RequestError
 Norm = Literal["layer", "batch", "none"]
 
 
+def first_width(net: nn.Module) -> int:
+    """Units of a network's first linear layer, in the order in which layers are defined; 0 where it has none."""
+    return next((layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)), 0)
+
+
 class Dropout(nn.Module):
     """Multiplies by ``mask``, a non-persistent buffer: ones here, drawn anew by the engine for each training step.
 

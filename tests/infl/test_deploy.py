@@ -179,6 +179,18 @@ def test_a_site_too_small_for_the_defense_and_a_mean_of_nothing() -> None:
         Gate()
 
 
+def test_a_wider_first_layer_demands_more_records_of_a_site() -> None:
+    """Twice the units of the first layer, whatever lies in front of it; the default of 128 is for 64 units."""
+    wide = nn.Sequential(nn.LayerNorm(FEATURES), nn.Sequential(nn.Linear(FEATURES, 100), nn.ReLU()), nn.Linear(100, CLASSES))
+    x = torch.randn(200, FEATURES)
+    KeyedSite("a", Key.new(), Hardened(), wide, x, classes=CLASSES)
+    with pytest.raises(RequestError, match=r"fewer than 200 records behind them .its first layer has 100 units., and a site has 199"):
+        KeyedSite("a", Key.new(), Hardened(), wide, x[1:], classes=CLASSES)
+    KeyedSite("a", Key.new(), Hardened(minimum=64), wide, x[:64], classes=CLASSES)  # a minimum of one's own stands
+    with pytest.raises(RequestError, match="fewer than 2048 records"):
+        KeyedSite("a", Key.new(), Hardened(), nn.Sequential(nn.Linear(FEATURES, 1024), nn.Linear(1024, CLASSES)), x[:130], classes=CLASSES)
+
+
 def test_the_weighted_mean() -> None:
     mean = average([{"w": torch.tensor([1.0]), "n": torch.tensor(2)}, {"w": torch.tensor([4.0]), "n": torch.tensor(5)}], [1, 2])
     assert float(mean["w"]) == pytest.approx(3.0)
