@@ -18,6 +18,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,7 @@ class Needle:
         ordered = np.sort(self.values)
         index = np.argsort(self.values)
         found: list[tuple[int, int]] = []
-        for place, match in enumerate(NUMBER.finditer(blob.replace("−".encode(), b"-"))):
-            token = match.group()
-            if not 6 <= len(token) <= 60:
-                continue
-            mantissa, _, exponent = token.lower().partition(b"e")
-            digits, power = len(mantissa.lstrip(b"+-0.").replace(b".", b"")), int(exponent or 0)
-            if digits < 6 or abs(power) > 30:
-                continue
-            value = float(token)
-            slack = 1.001 * 10.0 ** (power - len(mantissa.partition(b".")[2]))  # a whole last digit, since some cut instead of rounding
+        for place, digits, value, slack in _long_numbers(blob):
             near = index[np.searchsorted(ordered, value - slack) : np.searchsorted(ordered, value + slack, side="right")]
             if digits >= 10 and len(near):
                 return True
@@ -128,6 +120,23 @@ class Needle:
                     return True
                 found.append((place, int(one)))
         return False
+
+
+@lru_cache(maxsize=4096)  # the same files are searched for one key after the other
+def _long_numbers(blob: bytes) -> list[tuple[int, int, float, float]]:
+    """Each decimal of six digits or more: which number of the text it is, its digits, its value and one unit of its last digit."""
+    found = []
+    for place, match in enumerate(NUMBER.finditer(blob.replace("−".encode(), b"-"))):
+        token = match.group()
+        if not 6 <= len(token) <= 60:
+            continue
+        mantissa, _, exponent = token.lower().partition(b"e")
+        digits, power = len(mantissa.lstrip(b"+-0.").replace(b".", b"")), int(exponent or 0)
+        if digits < 6 or abs(power) > 30:
+            continue
+        slack = 1.001 * 10.0 ** (power - len(mantissa.partition(b".")[2]))  # a whole last digit, since some cut instead of rounding
+        found.append((place, digits, float(token), slack))
+    return found
 
 
 def blobs(where: Any, name: str) -> Iterator[tuple[str, bytes]]:

@@ -29,6 +29,9 @@ engine: {{chunk: 4, keep_every: 1}}
 """
 
 
+KEYED = ("infl:published", "infl:hardened:minimum=1")
+
+
 def planned(folder: Path, *, flaws: str, defenses: str, attacks: str) -> Request:
     suite = folder / "leaks.yaml"
     suite.write_text(SUITE.format(flaws=flaws, defenses=defenses, attacks=attacks))
@@ -46,7 +49,7 @@ def test_no_file_of_a_keyed_run_holds_the_key(tmp_path: Path, capfd: pytest.Capt
     asked = planned(
         tmp_path,
         flaws="",
-        defenses='"infl:published", "infl:published+secure_aggregation"',
+        defenses=", ".join(f'"{ref}{more}"' for ref in KEYED for more in ("", "+secure_aggregation")),
         attacks="closed_form, key_vector, open_with_held_key, lira",
     )
     table = carry_out(asked, workers=1)
