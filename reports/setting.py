@@ -29,6 +29,8 @@ def data_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
     terms = [("Cohort", ", ".join(dict.fromkeys(results["data"])) or str(cohort.get("name") or words.MISSING))]
     counted = [f"{cohort[what]} {what}" for what in ("records", "features", "classes", "persons") if cohort.get(what) is not None]
     terms += [("Size", ", ".join(counted))] if counted else []
+    if copies := cohort.get("copies"):
+        terms.append(("Left out", f"{copies} records that repeat another in every value: a non-member would equal a member"))
     if cohort.get("transform"):
         transform = str(cohort["transform"])
         terms.append(

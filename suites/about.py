@@ -20,7 +20,7 @@ PARTIES = ("server", "site", "outsider", "does_not_protect")
 
 
 def cohort(plan: Plan, store: Store, part: SuiteSpec | None = None) -> dict[str, Any]:
-    """Name, records, features, classes, persons (if known), sizes of sites and parts, citation, licence and digest of the content.
+    """Name, records, features, classes, persons (if known), copies left out (if any), sizes of sites and parts, citation, licence, digest.
 
     Read from the headers of the prepared data; empty where no cell got so far. Sizes are the first seed's; where another seed has others
     ``site_sizes_by_seed`` lists them all. ``part`` says which cohort, where the suite has several.

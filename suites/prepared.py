@@ -133,7 +133,8 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         tensors["site_of"] = torch.from_numpy(cohort.site)
     about = {name: getattr(cohort, name) for name in ("name", "citation", "licence", "transform", "digest")}
     persons = {} if cohort.person is None else {"persons": len(set(cohort.person.tolist()))}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}, {**about, "classes": len(cohort.classes), **persons}
+    copies = {"copies": parts.copies} if parts.copies else {}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}, {**about, "classes": len(cohort.classes), **persons, **copies}
 
 
 def _read(tensors: dict[str, Tensor]) -> Prepared:

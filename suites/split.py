@@ -2,6 +2,10 @@
 
 The auxiliary part is the adversary's public knowledge and the only part that the preprocessor learns from. With ``unit="person"``
 no person straddles two parts, nor two sites of an "iid" or "dirichlet" partition.
+
+A record that is there again (``suites.cohorts.alike``) is in no part: the first is kept, as if the others had not been stored, and how many
+they are is told. Keeping copies together on one side would do for the split alone, but not after it: an adversary's references draw records
+one by one, so that one copy would be in a reference and the other count as out of it, and intervals would count a record twice.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from suites.cohorts.alike import first_alike
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.spec import PartitionSpec, SplitSpec
 from suites.errors import RequestError
@@ -34,12 +39,14 @@ class Split:
     auxiliary: Tensor
     names: tuple[str, ...] = ()
     withheld: tuple[Tensor, ...] = ()  # what the sites that take no part would have trained on
+    copies: int = 0  # records that repeat another and lie in no part
 
 
 def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object) -> Split:
     """Cut a cohort; equal coordinates give the same parts, and the parts do not depend on the partition.
 
-    Classes (and within them known sites) are stratified as well as whole records or persons allow.
+    Classes (and within them known sites) are stratified as well as whole records or persons allow. Of records that are the same the first
+    is kept.
 
     Raises
     ------
@@ -47,6 +54,22 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
         No person column for ``unit="person"``, no site column for ``kind="column"``, a part that stays empty, or a site with fewer
         than two training records.
     """
+    first = first_alike(cohort.x) if cohort.first is None else cohort.first
+    kept = np.flatnonzero(first == np.arange(len(cohort)))
+    copies = len(cohort) - len(kept)
+    if not copies:
+        return _cut(cohort, split, partition, *coordinates)
+    try:
+        cut = _cut(cohort.take(kept), split, partition, *coordinates)
+    except RequestError as error:
+        raise RequestError(f"{error} ({copies} of the {len(cohort)} records repeat another and were left out)") from None
+    place = torch.from_numpy(kept)
+    sites, withheld = (tuple(place[own] for own in parts) for parts in (cut.sites, cut.withheld))
+    return Split(sites, place[cut.validation], place[cut.test], place[cut.auxiliary], cut.names, withheld, copies)
+
+
+def _cut(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object) -> Split:
+    """``split`` of records that are all different."""
     if split.unit == "person" and cohort.person is None:
         raise RequestError(
             f"split unit 'person' needs to know who gave each record of {cohort.name}; name the person column or use unit 'record'"

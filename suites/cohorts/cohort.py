@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ class Cohort:
     truth: Any = None  # of a generated cohort only; never part of the digest
     digest: str = field(default="", compare=False)
     attribute: Codes | None = None  # [N] 1 for records that have a binary attribute, 0 for those that have not, -1 where nobody knows
+    first: Codes | None = field(default=None, compare=False)  # [N] the first record that is the same one; None where ``x`` tells
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -46,6 +47,12 @@ class Cohort:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def take(self, rows: Codes) -> Self:
+        """Some of the records, under the name and the digest of all."""
+        site, person, attribute = (None if own is None else own[rows] for own in (self.site, self.person, self.attribute))
+        first = np.arange(len(rows))
+        return replace(self, x=self.x[rows], y=self.y[rows], truth=None, first=first, site=site, person=person, attribute=attribute)
 
     def __repr__(self) -> str:
         where = f", {len(self.sites)} sites" if self.sites else ""

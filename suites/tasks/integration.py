@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from suites.cohorts.alike import first_alike
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.load import counts, load
 from suites.cohorts.spec import DataSpec
@@ -97,6 +98,7 @@ class Integration:
             order = torch.randperm(len(first), generator=stream("integration", first.digest, "sites")).numpy()
             site, names = order.astype(np.int64) % self.sites, tuple(f"{i + 1}" for i in range(self.sites))
         x = np.concatenate([first.x, other], 1)
+        alike = first_alike(x)  # of a copy at a site that lacks a modality nothing more would tell; totals alone coincide by chance
         if self.mosaic:
             x[site == len(names) - 1, first.x.shape[1] :] = np.nan
             x[site == len(names) - 2, : first.x.shape[1]] = np.nan
@@ -105,6 +107,7 @@ class Integration:
         made = Cohort(
             first.name, x, first.y, first.classes, features, site, names, first.person, first.citation, first.licence, first.transform
         )
+        made = replace(made, first=alike)
         return replace(made, digest=hashlib.sha256((made.digest + digest).encode()).hexdigest()) if digest else made
 
     def _other(self, data: DataSpec) -> tuple[NDArray[np.float32], tuple[str, ...], str]:

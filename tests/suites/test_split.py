@@ -135,7 +135,7 @@ def test_every_kind_of_person_is_spread_by_the_shares() -> None:
     person = np.repeat(np.arange(160), np.where(kind == 1, 2, 1))
     second = np.append(False, person[1:] == person[:-1])
     y = np.where(second | (kind[person] == 2), 1, 0)
-    data = Cohort("made", np.zeros((220, 1), dtype=np.float32), y, ("tumour", "normal"), ("f",), person=person)
+    data = Cohort("made", np.arange(220, dtype=np.float32)[:, None], y, ("tumour", "normal"), ("f",), person=person)
     for seed in range(10):
         cut = split(data, SplitSpec(unit="person"), PartitionSpec(), seed)
         for share, part in zip(SplitSpec().shares, parts(cut)):
