@@ -1,7 +1,7 @@
 """What a screen's condition names mean: which genes are perturbed, and which cells are controls.
 
-Files write two genes as "A+B" (GEARS, PerturBench), "A_B" (scPerturb), "A|B", "A,B" or "A;B", and a "_" may as well belong to a name or
-part gene and guide. So the file is asked: its gene names, and the conditions that are one word. What that does not settle is told, not guessed.
+Files write two genes as "A+B" (GEARS, PerturBench), "A_B" (scPerturb), "A|B", "A,B" or "A;B", and a "_" may as well belong to a name
+or part gene and guide. So the file is asked: its gene names, and the conditions that are one word. What that leaves open is told.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ def _seen(cohort: str, conditions: Sequence[str], features: frozenset[str], cont
             found.append(mark)
             continue
         raise RequestError(
-            f"{cohort}: '{mark}' in {len(held)} of {len(conditions)} conditions, such as '{held[known.index(False)]}', may join two genes or "
-            f"belong to a name, and neither the file's genes nor its other conditions say which; set perturbation:separator={mark} or "
-            "perturbation:separator=none"
+            f"{cohort}: '{mark}' in {len(held)} of {len(conditions)} conditions, such as '{held[known.index(False)]}', may join two "
+            f"genes or belong to a name, and neither the file's genes nor its other conditions say which; set perturbation:separator={mark} "
+            "or perturbation:separator=none"
         )
     if len(found) > 1:
         raise RequestError(
-            f"{cohort}: both '{found[0]}' and '{found[1]}' join genes in the names of conditions, which cannot be read in two ways; write all "
-            f"with one of them, or set perturbation:separator={found[0]}"
+            f"{cohort}: both '{found[0]}' and '{found[1]}' join genes in the names of conditions, which cannot be read in two ways; "
+            f"write all with one of them, or set perturbation:separator={found[0]}"
         )
     return found[0] if found else ""
 
