@@ -162,16 +162,18 @@ def data_fetch(
     name: Annotated[str, typer.Argument(help="A cohort, such as cptac; `infl-bench list data` has them all.")],
     mirror: Annotated[Path | None, typer.Option(help="Folder that already holds the files [$INFL_BENCH_DATA].")] = None,
 ) -> None:
-    """Download a pinned cohort and check its digest."""
+    """Download a pinned cohort, check its digest, and parse it; what is damaged is made again."""
     from suites.cohorts.registry import card
 
     if not card(name).download:
         print(f"{name} needs no download: it is installed with the package or generated")
         return
     from suites.cohorts.fetch import fetch
+    from suites.cohorts.named import parsed
 
     for file, path in fetch(name, mirror, print).items():
         print(f"{file}: {path}")
+    print(f"parsed: {parsed(name, mirror, print)}")
 
 
 @data_app.command(name="convert")

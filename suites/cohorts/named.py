@@ -61,39 +61,53 @@ def at_hand(name: str) -> bool:
     from suites.cohorts import fetch
     from suites.cohorts.originals import ORIGINALS
 
-    return _parsed(name).exists() or all(fetch.place(original) is not None for original in ORIGINALS[name])
+    folder, stem = _parsed(name)
+    return any(folder.glob(f"{stem}-*.h5ad")) or all(fetch.place(original) is not None for original in ORIGINALS[name])
 
 
-def _parsed(name: str) -> Path:
+def _parsed(name: str) -> tuple[Path, str]:
+    """The folder of parsed files, and how the name of this cohort's begins for these pins and this parser."""
     from suites.cohorts import fetch
     from suites.cohorts.originals import ORIGINALS
 
     version = hashlib.sha256(Path(__file__).with_name("parsers.py").read_bytes())
     for original in ORIGINALS[name]:
         version.update(original.sha256.encode())
-    return fetch.cache() / "parsed" / f"{name}-{version.hexdigest()[:16]}.h5ad"
+    return fetch.cache() / "parsed", f"{name}-{version.hexdigest()[:16]}"
+
+
+def _digest(path: str | Path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
 
 def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once for these pins and this parser."""
+    """The .h5ad that a downloadable cohort's parser makes of its verified originals: made once for these pins and this parser.
+
+    Its name ends in its own SHA-256, which is held against the bytes every time; one that was changed or cut short is made again.
+    """
     from suites.cohorts import fetch
 
-    path = _parsed(name)
-    if path.exists():
-        return path
-    fetch.make_folder(path.parent)
+    folder, stem = _parsed(name)
+    for path in sorted(folder.glob(f"{stem}-*.h5ad")):
+        if path.stem.endswith(f"-{_digest(path)}"):
+            return path
+        say(f"{path} is not what was parsed, and is made again from the original files")
+        path.unlink(missing_ok=True)
+    fetch.make_folder(folder)
     from suites.cohorts import parsers  # and with them pandas and anndata, only where there is something to parse
 
     files = fetch.fetch(name, mirror, say)
     data = parsers.parse(name, files)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
     os.close(handle)
     try:
         data.write_h5ad(temporary)
-        os.replace(temporary, path)  # several processes may do this at once: each its own file, the same content
+        path = folder / f"{stem}-{_digest(temporary)}.h5ad"
+        os.replace(temporary, path)  # several processes may do this at once: each its own file, the same values
     except OSError as error:
         raise RequestError(
-            f"the cache folder {path.parent} cannot take {path.name} ({error}); make room or set $INFL_BENCH_CACHE"
+            f"the cache folder {folder} cannot take the parsed {name} ({error}); make room or set $INFL_BENCH_CACHE"
         ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)

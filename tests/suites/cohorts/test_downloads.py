@@ -7,7 +7,7 @@ import hashlib
 import http.server
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from typer.testing import CliRunner
 
+from suites.cli import app
 from suites.cohorts import fetch, registry
 from suites.cohorts.load import load
 from suites.cohorts.named import parsed
@@ -227,6 +229,38 @@ def test_a_mirror_is_used_in_place_and_the_parsed_file_is_kept(mirror: Path, own
     assert kept[0].stat().st_mtime_ns == before
     monkeypatch.delenv("INFL_BENCH_DATA")  # once parsed, neither mirror nor network is needed
     assert load(DataSpec(name="lymph_node_adt", transform="none")).digest == cohort.digest
+
+
+def change_a_value(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["obsm/spatial"][0, 0] = 99.0
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [change_a_value, cut_short])
+def test_a_parsed_file_that_was_changed_is_made_again(
+    mirror: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
+) -> None:
+    monkeypatch.setenv("INFL_BENCH_DATA", str(mirror))
+    spec = DataSpec(name="lymph_node_adt", matrix="obsm/spatial", transform="none")
+    good = load(spec)
+    (kept,) = (own_cache / "parsed").iterdir()
+    damage(kept)
+    assert load(spec).digest == good.digest
+    (again,) = (own_cache / "parsed").iterdir()
+    damage(again)
+    done = CliRunner().invoke(app, ["data", "fetch", "lymph_node_adt"])
+    assert done.exit_code == 0
+    assert "is not what was parsed, and is made again" in done.output
+    assert load(spec).digest == good.digest
+    (again,) = (own_cache / "parsed").iterdir()
+    damage(again)
+    (mirror / ORIGINALS["lymph_node_adt"][0].file).write_bytes(b"other bytes, too")
+    with pytest.raises(RequestError, match=r"cut short|not the pinned file"):  # neither is to be trusted
+        load(spec)
 
 
 def test_a_mirror_may_be_the_folder_above(mirror: Path, tmp_path: Path) -> None:
