@@ -69,7 +69,8 @@ CELL: Final = ("suite", "task", "data", "defense", "attack", "goal", "view", "ke
 
 GOALS: Final = ("reconstruction", "membership", "membership:person", "membership:site", "key", "property", "audit")
 _WHO: Final = ("server", "active_server", "site", "outsider")
-VIEWS: Final = (*_WHO, *(f"{who}_neighbours_unknown" for who in _WHO))  # of the records asked about, only what is a record's own is known
+# Further views: of the records asked about, only what is a record's own is known; of some messages the records are known.
+VIEWS: Final = (*_WHO, *(f"{who}_neighbours_unknown" for who in _WHO), "server_known_pairs")
 KEYS: Final = ("none", "wrong", "right", "leaked")  # and partial:<share>
 ALLOWED: Final[dict[str, tuple[str, ...]]] = {
     "goal": (*GOALS, "utility", "cost"),

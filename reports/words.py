@@ -89,7 +89,11 @@ ATTACKS: Final = {
     "open_with_held_key": "Open with the held key",
 }
 _WHO: Final = {"server": "server", "active_server": "active server", "site": "one site", "outsider": "outsider"}
-VIEWS: Final = {**_WHO, **{f"{who}_neighbours_unknown": f"{said}, neighbours unknown" for who, said in _WHO.items()}}
+VIEWS: Final = {
+    **_WHO,
+    **{f"{who}_neighbours_unknown": f"{said}, neighbours unknown" for who, said in _WHO.items()},
+    "server_known_pairs": "server, some records known",
+}
 _SEES: Final = {
     "server": "the server, which sees every message",
     "active_server": "an active server, which sees every message and chooses what it sends",
@@ -97,7 +101,11 @@ _SEES: Final = {
     "outsider": "an outsider, who holds the released model",
 }
 _ALONE: Final = ", and of a record that it asks about knows nothing that its neighbours gave"
-SEES: Final = {**_SEES, **{f"{who}_neighbours_unknown": said + _ALONE for who, said in _SEES.items()}}
+SEES: Final = {
+    **_SEES,
+    **{f"{who}_neighbours_unknown": said + _ALONE for who, said in _SEES.items()},
+    "server_known_pairs": _SEES["server"] + ", and knows the records behind some of them",
+}
 GOALS: Final = {
     "reconstruction": "Reconstruction of records",
     "membership": "Membership of records",

@@ -88,6 +88,7 @@ class Examination:
         self.sums = "probe_sums" in attack.needs and "probes" not in attack.needs
         self.control = type(attack).__module__.rpartition(".")[2] == "controls"
         self.reads: set[str] = set()
+        self.threat = Threat(known_pairs=ground.known_pairs)
 
     def results(self) -> list[CheckResult]:
         if self.goal == "audit" and self.inserting is None:
@@ -126,23 +127,32 @@ class Examination:
     # ---- running and scoring
 
     def _trial(self, stage: Stage, view: View, *, null: bool = False) -> Trial:
-        trial = stage.trial(self.goal, null=null, sums=self.sums, view=view)
+        trial = stage.trial(self.goal, null=null, sums=self.sums, view=view, known=self.threat.known_pairs)
         return property_trial(stage, self.attack, trial, null=null) if self.goal == "property" else trial
 
     def scored(self, threat: Threat) -> dict[str, Measure]:
-        """One run under one threat, and its scores."""
+        """One run under one threat, and its scores: a reconstruction's leakage beyond what class means and random records give."""
         self.threat = threat
         trial = self._trial(self.stage, threat.view)
-        return self._scores(self._run(self.attack, trial, view=threat.view), trial)
+        return self._scores(self._run(self.attack, trial, view=threat.view), trial, controls=self._priors(trial, threat.view))
+
+    def _priors(self, trial: Trial, view: View) -> dict[str, Any]:
+        """The guesses of those who look at no message."""
+        found: dict[str, Any] = {}
+        for name in ("class_mean", "random_guess") if self.goal == "reconstruction" else ():
+            control: Any = registry.find("attacks", name).make()
+            with contextlib.suppress(Skip):
+                found[name] = self._run(control.of_sums() if self.sums else control, trial, view=view).value
+        return found
 
     def _first(self, draws: Draws) -> Guess:
         """The first run; a key attack is also offered a wrong and the right key, since some only use a held one."""
         offered: tuple[KeyHeld, ...] = ("none", "wrong", "right") if self.goal == "key" else ("none",)
         for held in offered[:-1]:
-            self.threat = Threat(view=self.view, key=held)
+            self.threat = replace(self.threat, view=self.view, key=held)
             with contextlib.suppress(Skip):
                 return self._run(self.attack, self.trial, draws)
-        self.threat = Threat(view=self.view, key=offered[-1])
+        self.threat = replace(self.threat, view=self.view, key=offered[-1])
         return self._run(self.attack, self.trial, draws)
 
     def _run(self, attack: Attack, trial: Trial, draws: Draws | None = None, *, ambient: int = 1, view: View | None = None) -> Guess:
@@ -159,16 +169,17 @@ class Examination:
             raise RequestError(f"run returned {type(guess).__name__}, but a guess is what is scored; return suites.contracts.Guess(...)")
         return guess
 
-    def _scores(self, guess: Guess, trial: Trial, truth: Any = None) -> dict[str, Measure]:
-        stage = self.stage
-        truth = trial.truth if truth is None else truth
+    def _scores(self, guess: Guess, trial: Trial, controls: Mapping[str, Any] | None = None) -> dict[str, Measure]:
+        stage, truth = self.stage, trial.truth
         if self.goal in ("membership", "audit"):
             measures = score_membership(guess.value, torch.as_tensor(truth).bool())
         elif self.goal == "property":
             measures = property_measures(stage, self.attack, guess, truth)
         elif self.goal == "reconstruction":
             pool = torch.cat([stage.pool.x[stage.members], stage.pool.x[stage.unseen]])
-            measures = score_reconstruction(guess, truth[: len(guess.value)], pool, trial.scene.auxiliary, {}, stream("check", "scorer"))
+            truth = truth[: len(guess.value)]
+            priors = {name: made[: len(truth)] for name, made in (controls or {}).items()}
+            measures = score_reconstruction(guess, truth, pool, trial.scene.auxiliary, priors, stream("check", "scorer"))
         elif isinstance(guess.value, Mapping):
             module = stage.module(stage.trained.secret)
             module.load_state_dict(stage.evidence.rounds[0].broadcast)

@@ -52,7 +52,7 @@ class Stage:
     stack : unplanned layers
     rounds : of federated training; the default overfits on purpose
     inserting : an attack that brings canaries, each added to the first site by a coin
-    ground : flaws, records behind a message and size of the key space (its defense is the caller's business)
+    ground : flaws, records, messages and size of the key space (its defense is the caller's business)
     """
 
     def __init__(self, stack: Stack, *, rounds: int = 6, inserting: Inserting | None = None, ground: Ground | None = None) -> None:
@@ -64,6 +64,7 @@ class Stage:
         everybody = MEMBERS + 4 * OTHERS
         x = torch.randn(everybody, FEATURES, generator=torch.Generator().manual_seed(0))
         x = x**3 / 15**0.5 if self.ground.tails else x  # of variance one
+        x = _programmes(x, self.ground.factors) if self.ground.factors else x
         teacher = torch.randn(FEATURES, CLASSES, generator=stream("check", "teacher"))
         y = (x @ teacher + 6 * torch.randn(everybody, CLASSES, generator=stream("check", "label noise"))).argmax(1)
         row = torch.arange(everybody)  # two records of one site after the other are a person's
@@ -103,7 +104,7 @@ class Stage:
     def _behind(self, rows: Tensor) -> list[tuple[tuple[int, ...], ...]]:
         """Which of ``rows`` stand behind each site's part of each probe: with one record, the k-th behind the k-th message."""
         batch = self.ground.batch
-        probes = min(PROBES, PER_SITE // batch)
+        probes = min(PER_SITE if self.ground.factors else PROBES, PER_SITE // batch)  # axes are learnt from many messages
         own = [rows[site:MEMBERS:SITES][: probes * batch].view(probes, batch) for site in range(SITES)]
         return [tuple(tuple(part.tolist()) for part in parts) for parts in zip(*own)]
 
@@ -183,8 +184,11 @@ class Stage:
         width = self.stack.prepare(self.pool.x[:1], secret).shape[1]
         return build(self.task, self.stack, width, CLASSES, secret, stream("check", "skeleton"))
 
-    def trial(self, goal: str, *, null: bool = False, sums: bool = False, view: str = "server") -> Trial:
-        """A scene for a goal; under ``null`` nothing of the truth is seen: only records are asked about that no model or message saw."""
+    def trial(self, goal: str, *, null: bool = False, sums: bool = False, view: str = "server", known: int = 0) -> Trial:
+        """A scene for a goal; under ``null`` nothing of the truth is seen: only records are asked about that no model or message saw.
+
+        The records behind the first ``known`` messages are not asked about.
+        """
         mixed = torch.cat([self.outside, self.unseen] if null else [self.members, self.outside])
         mixed = mixed[torch.randperm(len(mixed), generator=stream("check", "candidates", null))]
         if view == "site":  # which knows its own
@@ -194,7 +198,7 @@ class Stage:
             mixed = self.canaries
             member = torch.rand(len(mixed), generator=stream("check", "other coins")) < 0.5 if null else self.coins
         memberships = {"membership": member.float(), "audit": member.float()}
-        truth = {**memberships, "reconstruction": self._targets(null, sums, view)}.get(goal, self.trained.secret)
+        truth = {**memberships, "reconstruction": self._targets(null, sums, view)[known:]}.get(goal, self.trained.secret)
         scene = Scene(
             task=self.task,
             stack=self.stack,
@@ -210,6 +214,7 @@ class Stage:
             truth=lambda: truth,
             own_records=self.records(self.sites[self.colluder]) if view == "site" else None,
             colluder=self.colluder,
+            pool=Records(self.pool.x, self.pool.y),
         )
         return Trial(scene, self.evidence, truth, self.answer)
 
@@ -223,6 +228,15 @@ class Stage:
             looker = self.colluder if view == "site" else None
             return [self.pool.x[[row for site, part in enumerate(parts) if site != looker for row in part]] for parts in messages]
         return [self.pool.x[list(part)] for parts in messages for part in parts]
+
+
+def _programmes(x: Tensor, factors: int) -> Tensor:
+    """Records [n, F] of which ``factors`` orthogonal directions with skewed scores, each half as strong as the last, hold nine tenths."""
+    axes = torch.linalg.qr(torch.randn(x.shape[1], factors, generator=stream("check", "axes")))[0]
+    scores = -torch.rand(len(x), factors, generator=stream("check", "scores")).clamp_min(1e-12).log() - 1  # of variance one
+    share = 0.5 ** torch.arange(factors)
+    mixed: Tensor = (0.9 * x.shape[1] * share / share.sum()).sqrt() * scores @ axes.T + 0.1**0.5 * x
+    return mixed
 
 
 def with_truth(trial: Trial, truth: Any) -> Trial:

@@ -62,11 +62,14 @@ class ProbeSpec(Strict):
     optimiser: Literal["gradient", "sgd", "adam"] = "gradient"
     steps: int = Field(default=1, ge=1)
     lr: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _stepping(self) -> ProbeSpec:
         if self.optimiser != "gradient" and self.lr == 0:
             raise ValueError(f"a probe with optimiser {self.optimiser} needs a positive lr, since a step of length 0 shows nothing")
+        if self.momentum and self.optimiser != "sgd":
+            raise ValueError(f"a probe with optimiser {self.optimiser} has no momentum; give optimiser: sgd, or leave momentum out")
         return self
 
 
@@ -81,6 +84,7 @@ class ThreatSpec(Strict):
     auxiliary: int = Field(default=0, ge=0)
     unit: Literal["record", "person", "site", "condition"] = "record"
     neighbours: Literal["known", "unknown"] = "known"
+    known_pairs: int = Field(default=0, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +97,10 @@ class ThreatSpec(Strict):
     def _measured(self) -> ThreatSpec:
         if self.active and self.view != "server":
             raise ValueError(f"only a server chooses what is sent, and this view is {self.view}; give view: server, or leave active out")
+        if self.known_pairs and (self.view != "server" or self.active or self.neighbours == "unknown"):
+            raise ValueError(
+                "known_pairs are messages that a server sees and knows the records of; give view: server, without active and neighbours"
+            )
         if self.colluders or self.unit == "condition":
             asked = f"colluders: {self.colluders}" if self.colluders else f"unit: {self.unit}"
             raise ValueError(f"{asked} is not measured yet, and a row that says so would mislead; leave it out")
@@ -105,7 +113,8 @@ class ThreatSpec(Strict):
     @property
     def view_label(self) -> str:
         label = f"active_{self.view}" if self.active else self.view
-        return label if self.neighbours == "known" else f"{label}_neighbours_unknown"
+        label = label if self.neighbours == "known" else f"{label}_neighbours_unknown"
+        return f"{label}_known_pairs" if self.known_pairs else label
 
 
 class EngineSpec(Strict):

@@ -43,6 +43,7 @@ Sees = Literal[
     "key",  # the key that the threat grants
     "own_keys",  # keys of the adversary's own drawing
     "own_records",  # view "site": the colluding site's own training records
+    "known_pairs",  # the records behind the first probe messages, where the threat knows some
     "oracle",  # the truth itself: controls only; the row becomes an upper bound
 ]
 
@@ -137,7 +138,8 @@ class Probe:
     """One extra update of chosen records at a chosen checkpoint, made *through the whole defense stack*.
 
     ``records[s]`` are the pool indices that site ``s`` uses. ``optimiser="gradient"`` sends the gradient of the mean loss;
-    ``"sgd"`` and ``"adam"`` send the update after ``steps`` full-batch steps of rate ``lr``. The federation itself is not moved.
+    ``"sgd"`` (with ``momentum``) and ``"adam"`` send the update after ``steps`` full-batch steps of rate ``lr``. The federation itself is
+    not moved.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Probe:
     optimiser: Literal["gradient", "sgd", "adam"] = "gradient"
     steps: int = 1
     lr: float = 0.0
+    momentum: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,7 @@ class Threat:
     auxiliary: int = 0  # 0: all auxiliary records
     unit: Unit = "record"
     neighbours: Literal["known", "unknown"] = "known"  # whether of a record that is asked about also what its neighbours gave is known
+    known_pairs: int = 0  # probe messages, the first, of which the records are known: what is asked is the others'
 
     @property
     def key_label(self) -> str:
@@ -210,9 +214,10 @@ class Threat:
 
     @property
     def view_label(self) -> str:
-        """What tables print: a server that also chooses what it sends, or whoever knows records in part, stands apart."""
+        """What tables print: a server that also chooses what it sends, and whoever knows records in part or in advance, stand apart."""
         label = f"active_{self.view}" if self.active else self.view
-        return label if self.neighbours == "known" else f"{label}_neighbours_unknown"
+        label = label if self.neighbours == "known" else f"{label}_neighbours_unknown"
+        return f"{label}_known_pairs" if self.known_pairs else label
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +278,15 @@ class Target:
     site: int | None
     contributors: int
     round: int
+    momentum: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A probe message and the records behind it: a known plaintext. Of a batch nobody says which row went where."""
+
+    target: Target
+    records: Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +319,9 @@ class Observation(Protocol):
     @property
     def rounds(self) -> Sequence[RoundView]: ...  # needs broadcasts, updates or sums
     @property
-    def targets(self) -> Sequence[Target]: ...  # needs probes: single sites' messages
+    def targets(self) -> Sequence[Target]: ...  # needs probes: single sites' messages, without those of ``known_pairs``
+    @property
+    def known_pairs(self) -> Sequence[Pair]: ...  # needs known_pairs: somebody's own records are among the senders'
     @property
     def released(self) -> Params: ...
     @property
@@ -382,6 +398,8 @@ class Ground:
     ``flaws`` the protocol's deliberate faults, ``batch`` the records behind each message, ``tails`` records whose values are far from
     normal (cubes of normal ones, as omics has few high and many low). ``keys`` > 0: the federation's key is among the first so
     many that a two-byte seed gives, so that a search of all ends within a check. ``participation``: the share of sites in each round.
+    ``known_pairs``: as many messages as the threat knows the records of (``Threat``). ``factors`` > 0: as many skewed factors hold nine
+    tenths of a record's variance, as few programmes do of a cell's, where else all directions are alike.
     """
 
     defense: str = ""
@@ -390,6 +408,8 @@ class Ground:
     tails: bool = False
     keys: int = 0
     participation: float = 1.0
+    known_pairs: int = 0
+    factors: int = 0
 
 
 class Attack(Protocol):

@@ -513,7 +513,7 @@ class _Run:
         start = {name: tensor[r : r + 1] for name, tensor in self.globals.items()}
         if probe.optimiser == "gradient":
             return {name: value[0] for name, value in trainer.gradient(start, [batch]).items()}
-        local = Local(epochs=probe.steps, batch=len(batch), optimiser=probe.optimiser, lr=probe.lr)
+        local = Local(epochs=probe.steps, batch=len(batch), optimiser=probe.optimiser, lr=probe.lr, momentum=probe.momentum)
         state = trainer.follow(start, local, [[batch] * probe.steps], [len(batch)])
         return {name: (value - start[name])[0] for name, value in state.items()}
 

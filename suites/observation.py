@@ -22,6 +22,7 @@ from suites.contracts import (
     KeySource,
     Message,
     Own,
+    Pair,
     Params,
     ProbeRecord,
     Records,
@@ -79,6 +80,7 @@ class Scene:
     own_records: Records | None = None
     claim: Claim | None = None
     colluder: int = 0  # the site that looks, at view "site"
+    pool: Records | None = None  # all records, as probes count them: what ``known_pairs`` are cut from
 
 
 def why_not(attack: type[Attack] | Attack, view: str, stack: Stack, *, has_references: bool) -> str | None:
@@ -181,14 +183,28 @@ class Seen:
 
     @property
     def targets(self) -> Sequence[Target]:
-        """Single sites' messages where they are in the clear, else the sites' combination."""
-        return [target for record in self._evidence.rounds for probe in record.probes for target in self._targets(record, probe)]
+        """Single sites' messages where they are in the clear, else the sites' combination; without those whose records are known."""
+        every = [target for record in self._evidence.rounds for probe in record.probes for target in self._targets(record, probe)]
+        return every[self.threat.known_pairs :]
+
+    @property
+    def known_pairs(self) -> Sequence[Pair]:
+        """The first messages with the records behind them."""
+        if self._scene.pool is None:
+            raise ValueError("this scene holds no pool, so nobody can know the records behind its messages")
+        every = [(target, p.probe) for record in self._evidence.rounds for p in record.probes for target in self._targets(record, p)]
+        pool, found = self._scene.pool, []
+        for target, probe in every[: self.threat.known_pairs]:
+            rows = list(probe.records[target.site]) if target.site is not None else [row for part in probe.records for row in part]
+            found.append(Pair(target, Records(pool.x[rows], pool.y[rows])))
+        return found
 
     def _targets(self, record: Round, probe: ProbeRecord) -> list[Target]:
         p = probe.probe
 
         def target(update: Params, batch: int, site: int | None, contributors: int) -> Target:
-            return Target(probe.sent or record.broadcast, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index)
+            params = probe.sent or record.broadcast
+            return Target(params, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index, p.momentum)
 
         clear: list[Message] = [m for m in probe.messages if m.kind in ("update", "gradient")]
         if clear and self._scene.stack.channel is None:
@@ -203,7 +219,7 @@ class Seen:
         if update is None:
             return []
         params = probe.sent or record.broadcast
-        return [Target(params, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index)]
+        return [Target(params, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index, p.momentum)]
 
     @property
     def target_sums(self) -> Sequence[Target]:
@@ -274,6 +290,7 @@ _PROPERTIES: dict[str, frozenset[Sees]] = {
     "rounds": frozenset({"broadcasts", "updates", "sums"}),
     "targets": frozenset({"probes"}),
     "target_sums": frozenset({"probe_sums"}),
+    "known_pairs": frozenset({"known_pairs"}),
     "released": frozenset({"released"}),
     "candidates": frozenset({"candidates"}),
     "auxiliary": frozenset({"auxiliary"}),

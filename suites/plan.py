@@ -29,7 +29,7 @@ from suites.cohorts.spec import DataSpec
 from suites.config import SuiteSpec, ThreatSpec
 from suites.errors import RequestError
 from suites.registry import Plugin
-from suites.sight import NO_CHOICE, NO_NEIGHBOURS, PASSIVE, goal_of, skip_reason
+from suites.sight import NO_CHOICE, NO_NEIGHBOURS, NO_PAIRS, PASSIVE, goal_of, skip_reason
 
 Stage = Literal["train", "reference", "attack"]
 Spec = Mapping[str, Any]
@@ -202,7 +202,8 @@ class _Planner:
         topologies = [layer.topology for layer in layers]
         topology = next((t for t in topologies if t not in (None, "federated")), None if None in topologies else "federated")
         asks = attack.needs is None or "candidates" in attack.needs
-        asked = _of_goal(self.suite.threats, attack.goal, asks=asks)
+        pairs = attack.needs is None or "known_pairs" in attack.needs
+        asked = _of_goal(self.suite.threats, attack.goal, asks=asks, pairs=pairs)
         uses_key = attack.needs is None or "key" in attack.needs
         for threat in _worth_asking(asked, keyed=keyed, uses_key=uses_key, crafts=attack.active):
             reason = None
@@ -210,6 +211,8 @@ class _Planner:
                 reason = PASSIVE if threat.view == "server" else NO_CHOICE
             elif threat.neighbours == "unknown" and "shared_inputs" not in self.task.facts.names:
                 reason = NO_NEIGHBOURS
+            elif attack.needs is not None and "known_pairs" in attack.needs and not threat.known_pairs:
+                reason = NO_PAIRS
             elif attack.goal == "key" and not keyed:
                 reason = "the defense has no key"
             elif keyed and threat.view == "site" and threat.key in ("none", "wrong"):
@@ -270,13 +273,14 @@ def _worth_asking(threats: Sequence[ThreatSpec], *, keyed: bool, uses_key: bool,
     return [threat for threat in chosen if threat is not None]
 
 
-def _of_goal(threats: Sequence[ThreatSpec], goal: str | None, *, asks: bool) -> list[ThreatSpec]:
+def _of_goal(threats: Sequence[ThreatSpec], goal: str | None, *, asks: bool, pairs: bool) -> list[ThreatSpec]:
     """The unit is what membership is asked of; every other goal looks at the same thing under each unit, once.
 
-    So does an attack that asks about no candidates, or only about its own, whatever is known of theirs.
+    So does an attack that asks about no candidates, or only about its own, whatever is known of theirs; and one that uses no known pairs.
     """
-    same = {} if goal == "membership" else {"unit": "record"}
+    same: dict[str, Any] = {} if goal == "membership" else {"unit": "record"}
     same |= {} if asks and goal != "audit" else {"neighbours": "known"}
+    same |= {} if pairs else {"known_pairs": 0}
     return list(dict.fromkeys(threat.model_copy(update=same) for threat in threats))
 
 

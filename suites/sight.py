@@ -15,9 +15,12 @@ NO_NEIGHBOURS = (
     "no record of this task holds what its neighbours gave, so nothing of it is theirs to be unknown; leave out neighbours: unknown"
 )
 
+NO_PAIRS = "this threat knows no record behind a message; give it known_pairs: 4, say"
+
 _WHY_NOT = {
     "updates": "single sites' updates are not visible to this view",
     "probes": "single sites' updates are not visible to this view",
+    "known_pairs": "single sites' updates are not visible to this view",
     "probe_sums": "no update crosses a wire here that this view could read",
     "sums": "no update crosses a wire here that this view could read",
     "broadcasts": "no model is broadcast here that this view could read",
@@ -42,7 +45,7 @@ def available(view: str, *, topology: str, masked: bool, has_references: bool) -
     sights |= {"broadcasts", "sums", "probe_sums"}
     if view == "site":  # a mean reaches it as the step of the model, and it takes its own part out
         return sights | {"own_records"}
-    return sights | (set() if masked else {"updates", "probes"})
+    return sights | (set() if masked else {"updates", "probes", "known_pairs"})
 
 
 def skip_reason(needs: Iterable[str], view: str, *, topology: str, masked: bool, has_references: bool) -> str | None:

@@ -82,8 +82,10 @@ def _clipped_gradient(module: nn.Module, loss: Loss, params: Params, fixed: Para
 
 
 def _sgd(gradient: Callable[[Params], Params], params: Params, target: Target) -> Params:
+    step = {name: torch.zeros_like(value) for name, value in params.items()}
     for _ in range(target.steps):
-        step = gradient(params)
+        slope = gradient(params)
+        step = {name: target.momentum * step[name] + slope[name] for name in params} if target.momentum else slope
         params = {name: value - target.lr * step[name] for name, value in params.items()}
     return params
 

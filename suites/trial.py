@@ -90,6 +90,7 @@ class Trial:
             prepared.records(prepared.sites[bench.colluder]) if threat.view == "site" else None,
             _claimed(trained),
             bench.colluder,
+            Records(prepared.pool.x, prepared.pool.y),
         )
         self.seen = Seen(self.scene, self.evidence, threat)
 
@@ -187,7 +188,11 @@ class Trial:
                     found += [x[torch.tensor(probe.probe.records[message.site])] for message in probe.messages]
         if not found:
             raise Skip("no probe message crossed the wire here, so there is nothing to reconstruct")
-        return found
+        if self._sums(attack):
+            return found
+        if len(found) <= self.threat.known_pairs:
+            raise Skip(f"the records behind all {len(found)} messages are known here, so none is left to ask about; give fewer known_pairs")
+        return found[self.threat.known_pairs :]
 
     def _sums(self, attack: Attack) -> bool:
         """Whether this attack's targets are sums: it asks for them, or a channel leaves nothing else."""

@@ -152,7 +152,7 @@ def alike(targets: Sequence[Target]) -> list[list[int]]:
     """Indices of targets grouped by checkpoint and protocol: within a group one simulated client serves all."""
 
     def same(a: Target, b: Target) -> bool:
-        if (a.optimiser, a.steps, a.lr, a.batch, a.contributors, a.round) != (b.optimiser, b.steps, b.lr, b.batch, b.contributors, b.round):
+        if _asked(a) != _asked(b):
             return False
         return a.params is b.params or all(torch.equal(a.params[name], b.params[name]) for name in a.params)
 
@@ -164,6 +164,11 @@ def alike(targets: Sequence[Target]) -> list[list[int]]:
         else:
             home.append(index)
     return groups
+
+
+def _asked(target: Target) -> tuple[object, ...]:
+    """What the simulated client does at a target, beside the checkpoint."""
+    return target.optimiser, target.steps, target.lr, target.momentum, target.batch, target.contributors, target.round
 
 
 def _label_start(target: Target, classes: int) -> Tensor:

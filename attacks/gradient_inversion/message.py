@@ -88,11 +88,15 @@ def output_bias(gradient: Params, classes: int) -> str | None:
 
 
 def as_gradient(target: Target) -> Params:
-    """The message as a gradient of the mean loss: exact for gradients and one SGD step, else its mean over the steps (Adam: its sign)."""
+    """The message as a gradient of the mean loss: exact for gradients and one SGD step, else its mean over the steps (Adam: its sign).
+
+    Under momentum m a gradient counts 1 + m + m² + … for the steps that follow it.
+    """
     update = {name: tensor for name, tensor in target.update.items() if tensor.is_floating_point()}
     if target.optimiser == "gradient":
         return update
-    rate = target.lr * target.steps or 1.0
+    counts = (sum(target.momentum**later for later in range(left)) for left in range(1, target.steps + 1))
+    rate = target.lr * sum(counts) or 1.0
     return {name: tensor / -rate for name, tensor in update.items()}
 
 

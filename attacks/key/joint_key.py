@@ -8,6 +8,7 @@ descended.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -77,9 +78,7 @@ def solve(seen: Observation, target: Target, start: Secret | None, budget: int) 
     guess = invert(target, features, norm, public)[0].double() @ rows.T  # [B, r]
     params = {name: value.double() if value.is_floating_point() else value for name, value in target.params.items()}
     received = {name: value.double() for name, value in target.update.items() if value.is_floating_point()}
-    exact = Target(
-        params, received, target.batch, target.optimiser, target.steps, target.lr, target.site, target.contributors, target.round
-    )
+    exact = replace(target, params=params, update=received)
     shapes = [] if start is None else [start[name].shape for name in names]
     inside = guess.numel()
     scale = float(guess.square().mean().sqrt()) or 1.0

@@ -1,8 +1,8 @@
-"""Known plaintexts: the records behind the first few messages are known, and the others are named, or unmixed, from them.
+"""Known plaintexts: the records behind some messages are known, and the others are named, or unmixed, from them.
 
-Threat: as ``gram_search``, and someone's own records are among the senders' (a colluding person, a published subset). The pairs give the
-mixing away on their span: by Procrustes where it is a rotation, by ridge regression for any linear map. It reads the truth of those first
-records and nothing else, so its rows are upper bounds by rule; with 0 known records it is the search without any.
+Threat: as ``gram_search``, and someone's own records are among the senders' (a colluding person, a published subset): a threat with
+``known_pairs``. The pairs give the mixing away on their span: by Procrustes where it is a rotation (Schönemann 1966), by ridge regression
+for any linear map. Only records that nobody told it are guessed and scored.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from torch import Tensor
 
 from attacks.key.matching import DECIDED, search
 from attacks.key.mixed import Mixed, by_target, may_be, mixed_records
-from suites.contracts import Goal, Guess, Observation, RequestError, Sees
+from suites.contracts import Goal, Ground, Guess, Observation, RequestError, Sees, Skip
 
 
 class KnownPlaintext:
-    """Records named from ``known`` pairs of plain and mixed records.
-
-    Parameters
-    ----------
-    known : int
-        Records that are known, counted from the first message on.
-    budget, inversion : as in ``gram_search``
-    """
+    """Records named from the threat's pairs of plain and mixed records; ``budget`` and ``inversion`` as in ``gram_search``."""
 
     goal: ClassVar[Goal] = "reconstruction"
-    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "candidates", "auxiliary", "simulate", "predict", "oracle"})
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "known_pairs", "candidates", "auxiliary", "simulate", "predict"})
+    ground: ClassVar[Ground] = Ground(known_pairs=8)
 
-    def __init__(self, known: int = 10, budget: int = 4, inversion: int = 900) -> None:
-        if known < 0:
-            raise RequestError(f"known_plaintext needs known >= 0 but got {known}: it counts the records that are known")
-        self.known, self.budget, self.inversion = known, budget, inversion
+    def __init__(self, budget: int = 4, inversion: int = 900) -> None:
+        if budget < 1 or inversion < 1:
+            raise RequestError(f"known_plaintext needs budget and inversion of at least 1 but got {budget} and {inversion}")
+        self.budget, self.inversion = budget, inversion
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        mixed = mixed_records(seen, seen.targets, rng, budget=self.inversion)
-        truth = torch.cat(list(seen.oracle())).to(seen.candidates.x)[: self.known]
-        x, allowed = with_known(mixed, seen.candidates.x, may_be(mixed, seen.candidates.y), truth)
+        pairs = seen.known_pairs
+        if not pairs:
+            raise Skip("this threat knows no record behind a message; give it known_pairs: 4, say")
+        mixed = mixed_records(seen, [*(pair.target for pair in pairs), *seen.targets], rng, budget=self.inversion)
+        plain = torch.cat([pair.records.x for pair in pairs]).to(seen.candidates.x)
+        x, allowed = with_known(mixed, seen.candidates.x, may_be(mixed, seen.candidates.y), plain)
         placed, margins = search(mixed.z, x, allowed, rng, starts=self.budget, trusted=mixed.trusted)
-        home = bool(margins.median() > DECIDED)
-        return Guess(by_target(x[placed], mixed), margins, (margins > DECIDED) & home, {"known": float(len(truth))})
+        asked = mixed.target >= len(pairs)
+        margins, found = margins[asked], by_target(x[placed], mixed)[len(pairs) :]
+        home = bool(margins.median() > DECIDED) if len(margins) else False
+        return Guess(found, margins, (margins > DECIDED) & home, {"known": float(len(plain))})
 
 
 def with_known(mixed: Mixed, x: Tensor, allowed: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

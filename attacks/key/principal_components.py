@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from attacks.key.mixed import by_target, mixed_records
-from suites.contracts import Goal, Guess, Observation, RequestError, Sees, Skip
+from suites.contracts import Goal, Ground, Guess, Observation, RequestError, Sees, Skip
 
 
 class PrincipalComponents:
@@ -23,6 +23,7 @@ class PrincipalComponents:
 
     goal: ClassVar[Goal] = "reconstruction"
     needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict"})
+    ground: ClassVar[Ground] = Ground(factors=4)  # where all directions are alike there are no axes to find
 
     def __init__(self, axes: int = 0) -> None:
         if axes < 0:

@@ -60,6 +60,7 @@ class ShadowShares:
         if not views:
             raise Skip("no round shows both a broadcast and an update")
         protocol = seen.known["protocol"].value
+        local = protocol.local
         total: dict[int, Tensor] = {}
         number: dict[int, int] = {}
         sites = max(protocol.sites, 1)
@@ -67,11 +68,11 @@ class ShadowShares:
         for view in views:
             messages = self.messages(view)
             sizes = {site: int(view.weights.get(site) or max(seen.known["members"].value // sites, 2)) for site in messages}
-            steps = {site: protocol.local.epochs * -(-size // protocol.local.batch) for site, size in sizes.items()}
+            steps = {site: local.epochs * -(-size // local.batch) for site, size in sizes.items()}
             for several in sorted(set(steps.values())):
                 own = [site for site in messages if steps[site] == several]
                 size = int(torch.tensor([float(sizes[site]) for site in own]).median())
-                target = Target(view.broadcast or {}, {}, size, protocol.local.optimiser, several, protocol.local.lr, None, 1, view.index)
+                target = Target(view.broadcast or {}, {}, size, local.optimiser, several, local.lr, None, 1, view.index, local.momentum)
                 updates, mixes = self._shadows(seen, target, kind, count, key_to_use(seen), rng)
                 classes = int(seen.known["classes"].value)
                 read = [self.reads(update, classes) for update in updates]

@@ -114,5 +114,6 @@ def look(
         keys=keys("sight", "adversary"),
         references=lambda count: [],
         truth=lambda: truth,
+        pool=records,
     )
     return Sight(scene, Evidence([Round(0, broadcast, (), zero, tuple(probes))], [broadcast]), truth, asked)

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.gradient_inversion.message import as_gradient
 from baselines.centralized import Centralized
 from baselines.dp_sgd import DPSGD
 from baselines.local_only import LocalOnly
 from baselines.secure_aggregation import SecureAggregation
 from infl.published import Published
 from suites.clipping import ClippedSum
-from suites.contracts import Defense, Federation, Local, Probe, RequestError
+from suites.contracts import Defense, Federation, Local, Probe, RequestError, Target
 from suites.federation import Assignment, Pool, build, call, train
 from suites.lanes import Lane, expected_batch, schedule
 from suites.randomness import stream
+from suites.simulation import simulate
 from suites.stack import Stack
 from suites.tasks.classification import Classification
 
@@ -127,6 +129,30 @@ def test_a_probe_is_the_gradient_of_its_records(pool: Pool) -> None:
         truth = {name: p.grad for name, p in net.named_parameters()}
         assert message.kind == "gradient"
         assert largest_gap(dict(message.payload), truth) < 1e-6  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_probe_of_several_steps_is_torchs_own_optimiser_and_simulated_as_such(pool: Pool, momentum: float) -> None:
+    given = assignment()
+    chosen = given.sites[0][:6]
+    probe = Probe("steps", 0, (tuple(chosen.tolist()), (), ()), "sgd", 4, 0.1, momentum)
+    record = train(TASK, Stack(), Federation(rounds=1, local=SGD), pool, [given], probes=[probe])[0].rounds[0]
+    net = build(TASK, Stack(), 12, 4, None, stream("any"))
+    net.load_state_dict(record.broadcast)
+    stepper = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
+    for _ in range(4):
+        stepper.zero_grad()
+        nn.functional.cross_entropy(net(pool.x[chosen]), pool.y[chosen]).backward()
+        stepper.step()
+    truth = {name: value.detach() - record.broadcast[name] for name, value in net.named_parameters()}
+    sent = dict(record.probes[0].messages[0].payload)
+    assert largest_gap(sent, truth) < 1e-6
+    target = Target(record.broadcast, sent, 6, "sgd", 4, 0.1, 0, 1, 0, momentum)
+    assert largest_gap(simulate(net, TASK.loss, target, pool.x[chosen], pool.y[chosen], None), truth) < 1e-6
+    mean = as_gradient(Target(record.broadcast, sent, 6, "sgd", 4, 0.1, 0, 1, 0, momentum))
+    first = simulate(net, TASK.loss, Target(record.broadcast, {}, 6, "gradient", 1, 0.0, 0, 1, 0), pool.x[chosen], pool.y[chosen], None)
+    bias = list(mean)[-1]
+    assert float((mean[bias] - first[bias]).norm() / first[bias].norm()) < 0.3  # of the size of a gradient, however long the steps grew
 
 
 def test_poisson_sampling_is_executed(pool: Pool) -> None:

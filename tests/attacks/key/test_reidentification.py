@@ -20,7 +20,7 @@ from attacks.key.principal_components import PrincipalComponents, aligned
 from infl.hardened import Hardened
 from suites.cohorts.load import load
 from suites.cohorts.spec import DataSpec
-from suites.contracts import Defense, Records, RequestError
+from suites.contracts import Defense, Records, RequestError, Skip
 from suites.preprocess import Preprocessor
 from suites.randomness import stream
 from suites.tasks.classification import Classification
@@ -111,10 +111,15 @@ def test_where_no_candidate_was_sent_nothing_is_certified_and_the_named_are_a_co
 def test_three_known_records_name_the_others_and_each_more_is_used(layer: Any) -> None:
     seen = sight([layer()], 0)
     for known in (3, 20):
-        found, count = seen.named(KnownPlaintext(known), 0)
+        guess = seen.guess(KnownPlaintext(), 0, known_pairs=known)
+        found, count = hits(guess.value, seen.truth[known:])
+        assert (len(guess.value), count, guess.notes["known"]) == (RECORDS - known, RECORDS - known, known)  # nobody is asked what is known
         assert found >= 0.95 * count
-    with pytest.raises(RequestError, match="known"):
-        KnownPlaintext(-1)
+        assert guess.certified.shape == (count,)
+    with pytest.raises(Skip, match="known_pairs"):
+        seen.guess(KnownPlaintext(), 0)
+    with pytest.raises(RequestError, match="budget"):
+        KnownPlaintext(budget=0)
 
 
 def test_small_batches_are_taken_apart_first() -> None:
