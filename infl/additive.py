@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infl.encoder import reset
+from infl.graft import copied, exchange, linears, of_base
 from suites.contracts import Card, Claim, Defense, Federation, RequestError, Secret, Shape
 from suites.stacked import linear
 
@@ -70,6 +71,10 @@ class AdditiveLinear(nn.Module):
                 self.bias.uniform_(-bound, bound, generator=generator)
         reset(self.delta, generator)
 
+    def plain(self) -> nn.Linear:
+        """The linear layer with the base weights, which it shares: without the drawn bias."""
+        return of_base(self)
+
     def folded(self) -> nn.Linear:
         """The plain layer that this one is."""
         with torch.no_grad():
@@ -81,29 +86,21 @@ class AdditiveLinear(nn.Module):
 
 def add(model: nn.Module, *, hidden: int = 8, generator: torch.Generator | None = None) -> nn.Module:
     """A copy of ``model`` in which every ``nn.Linear`` has a drawn bias; base weights are kept."""
-    model = copy.deepcopy(nn.Sequential(model) if isinstance(model, nn.Linear) else model)
-    # Exactly nn.Linear: torch's attention reads its own subclass's weight without calling it, and would pass the bias by.
-    layers = {id(layer): AdditiveLinear(layer, hidden) for layer in model.modules() if type(layer) is nn.Linear}
+    model = copied(model)
+    layers = {id(layer): AdditiveLinear(layer, hidden) for layer in linears(model)}
     if not layers:
         raise RequestError("infl:additive adds to nn.Linear layers and this model has none: add a linear layer, or use another defense")
     for layer in layers.values():
         reset(layer.delta, generator)
-    _replace(model, layers)
+    exchange(model, layers)
     return model
 
 
 def fold(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with plain linear layers that computes the same: what any reader of the parameters can write."""
     model = copy.deepcopy(model)
-    _replace(model, {id(layer): layer.folded() for layer in model.modules() if isinstance(layer, AdditiveLinear)})
+    exchange(model, {id(layer): layer.folded() for layer in model.modules() if isinstance(layer, AdditiveLinear)})
     return model
-
-
-def _replace(model: nn.Module, layers: dict[int, AdditiveLinear] | dict[int, nn.Linear]) -> None:
-    for parent in [*model.modules()]:
-        for name, child in [*parent._modules.items()]:  # not named_children(), which leaves out a layer used twice
-            if id(child) in layers:
-                setattr(parent, name, layers[id(child)])
 
 
 class Additive(Defense):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from infl.embed import strip
-from infl.key import Identity, Key
+from infl.key import Identity, Key, secret_of
 from infl.revocation import Revoked
-from suites.contracts import Defense, Federation, Params, RequestError, Secret, Shape
+from suites.contracts import Defense, Federation, Params, RequestError, Shape
 from suites.tasks.networks import first_width
 
 PREFIX = "infl-bench."
@@ -174,16 +174,6 @@ class Gate:
         if key is not None and not hmac.compare_digest(tag(key, label.site, label.round, update).proof.encode(), label.proof.encode()):
             return "no proof of the key"
         return None
-
-
-def secret_of(key: Key, defense: Defense) -> Secret:
-    """The defense's secret from the key file's bits; each kind of defense has its own stream of them."""
-    secret = defense.secret(key.source(f"secret of {type(defense).__qualname__}"))
-    if secret is None:
-        raise RequestError(
-            f"{type(defense).__name__} has no key, so a key file gives it nothing; use a keyed defense such as infl:hardened"
-        )
-    return secret
 
 
 def tag(key: Key, site: str, round_index: int, update: Params) -> Tag:

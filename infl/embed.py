@@ -1,126 +1,117 @@
-"""Put keyed layers into any torch model in one call, and take them out again."""
+"""Put any variant of INFL into any torch model in one call, and take it out again."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from infl.encoder import Encoder
+from infl.additive import Additive, AdditiveLinear, add
+from infl.graft import bare, exchange
+from infl.hardened import KEY_BYTES, Hardened
+from infl.key import Key, secret_of
+from infl.keyed import forget_encoder, key_layers
 from infl.layers import KeyedLinear
-from suites.contracts import RequestError
+from infl.mixed_input import MixedInput, mix_inputs, unmix
+from infl.published import Published
+from suites.contracts import Defense, RequestError, Secret
+from suites.errors import did_you_mean
+
+Variant = Literal["published", "additive", "hardened"]
+VARIANTS: Mapping[str, type[Published | Additive | Hardened]] = {"published": Published, "additive": Additive, "hardened": Hardened}
 
 
 def embed(
     model: nn.Module,
-    coordinates: Tensor,
+    key: Key | Secret | Tensor | None,
+    variant: Variant = "published",
     *,
-    strength: float = 20.0,
-    per_layer: bool = False,
     persistent: bool = False,
     generator: torch.Generator | None = None,
+    **settings: Any,
 ) -> nn.Module:
-    """A copy of ``model`` in which every ``nn.Linear`` is keyed and every one except the last defined is followed by FiLM.
+    """A copy of ``model`` with a variant of INFL in it; base weights and their names stay what they were, also of a layer used twice.
 
-    Base weights are kept (also where two layers share them), and the parameters' names stay what they were; new ones are
-    ``<layer>.key_to_mod``, ``<layer>.film`` and ``<first layer>.key_encoder``.
+    ``published``: every ``nn.Linear`` keyed, every one except the last defined followed by FiLM (``infl.keyed``). ``additive``: a bias
+    drawn from each neuron's index, without any secret. ``hardened``: records, the first positional argument, are brought to one length and
+    mixed on their way in; ``embed(model, key, "hardened")(x)`` is ``model(Hardened().prepare(x, secret_of(key, Hardened())))``.
 
     Parameters
     ----------
-    coordinates : Tensor
-        The key, [M, 2]; it becomes a non-persistent buffer, which may carry a gradient.
-    strength : float
-        S; at 0 the key does nothing.
-    per_layer : bool
-        One encoder for each layer (the multi-omics code) instead of one for the model.
+    key : Key, Secret, Tensor or None
+        A key (``infl.key``), from which each variant expands its own secret, as ``infl.deploy.KeyedSite`` does; or that secret itself, also
+        as its one tensor: coordinates [M, 2], or 32 bytes (uint8) for ``hardened``. ``additive`` reads none. It becomes a non-persistent
+        buffer: in no ``state_dict``, and the model cannot be pickled.
+    variant : str
     persistent : bool
-        The reference's fault: the key enters ``state_dict`` and with it every message.
+        The reference's fault, of ``published`` alone: the key enters ``state_dict`` and with it every message.
     generator : torch.Generator, optional
         Draws the start of the added parts; without it torch's global generator does.
+    settings
+        Those of the defense: ``strength``, ``points``, ``per_layer`` (one encoder for each layer instead of one for the model); ``hidden``;
+        ``spread``. How many records ``hardened`` needs is not checked here, where no site is known: ``KeyedSite`` does.
 
     Raises
     ------
     RequestError
-        If there is no ``nn.Linear`` to key, or the model is keyed already.
+        If the model is keyed already or has no layer for it, or the key, the variant or a setting is none of the above.
     """
-    if any(isinstance(layer, KeyedLinear) for layer in model.modules()):
+    if any(isinstance(layer, KeyedLinear | AdditiveLinear | MixedInput) for layer in model.modules()):
         raise RequestError("this model already has keyed layers, and a second key on top would hide the first: strip() it before embed()")
-    if isinstance(model, nn.Linear):
-        model = nn.Sequential(model)
-    model = copy.deepcopy(model)
-    # Exactly nn.Linear: torch's attention reads its own subclass's weight without calling it, and would pass the key by.
-    found = [layer for layer in model.modules() if type(layer) is nn.Linear]
-    if not found:
-        raise RequestError("INFL keys nn.Linear layers and this model has none: add a linear layer, or use another defense")
-    example = found[0].weight
-    coordinates = coordinates.to(example)
-
-    def encoder() -> Encoder:
-        return Encoder(coordinates, persistent=persistent).to(example)
-
-    shared = encoder()
-    keyed = {
-        id(base): KeyedLinear(base, encoder() if per_layer else shared, strength, film=base is not found[-1], own_encoder=per_layer).to(
-            example
-        )
-        for base in found
-    }
-    for parent, name, child in [*_children(model)]:
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            parent.activation_relu_or_gelu = 0  # torch's fused path would read the weights and pass the key by
-        if id(child) in keyed:
-            setattr(parent, name, keyed[id(child)])
-    if not per_layer:
-        keyed[id(found[0])].key_encoder = shared  # a child of the root would run as one more layer where the root is a Sequential
-        model._key_encoder = (shared,)  # type: ignore[assignment]  # in a tuple: known to the root, not registered twice
-        model.register_forward_pre_hook(_remember)
-        model.register_forward_hook(_forget, always_call=True)
-    for part in model.modules():
-        if isinstance(part, Encoder):
-            part.initialise(generator)
-        elif isinstance(part, KeyedLinear):
-            part.initialise_key_parts(generator)
-    return model
+    defense = _defense(variant, settings)
+    if persistent and not isinstance(defense, Published):
+        raise RequestError(f"persistent=True reproduces a fault of infl:published, and infl:{variant} does not have it: leave it out")
+    if isinstance(defense, Additive):
+        return add(model, hidden=defense.hidden, generator=generator)
+    if isinstance(defense, Hardened):
+        return mix_inputs(model, defense, Secret(key=_tensor(key, defense, "key")))
+    return key_layers(
+        model,
+        _tensor(key, defense, "coordinates"),
+        strength=defense.strength,
+        per_layer=defense.per_layer,
+        persistent=persistent,
+        generator=generator,
+    )
 
 
 def strip(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with its keyed layers turned back into ``nn.Linear`` with the base weights; key and modulators are gone."""
+    """A copy of ``model`` without its variant: plain layers with the base weights, no key, no modulators, no drawn bias, no mixing.
+
+    An additive model's bias can be kept instead: ``infl.additive.fold``.
+    """
     model = copy.deepcopy(model)
-    plain: dict[int, nn.Linear] = {}
-    for parent, name, child in [*_children(model)]:
-        if isinstance(child, KeyedLinear):
-            if id(child) not in plain:
-                linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
-                linear.weight = child.weight
-                linear.register_parameter("bias", child.bias)
-                plain[id(child)] = linear.train(child.training)
-            setattr(parent, name, plain[id(child)])
-    model.__dict__.pop("_key_encoder", None)
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for handle in [handle for handle, hook in hooks.items() if hook in (_remember, _forget)]:
-            del hooks[handle]
-            model._forward_hooks_always_called.pop(handle, None)
-    return model
+    exchange(model, {id(layer): layer.plain() for layer in model.modules() if isinstance(layer, KeyedLinear | AdditiveLinear)})
+    forget_encoder(model)
+    unmix(model)
+    return bare(model)
 
 
-def encoders(model: nn.Module) -> list[Encoder]:
-    return [part for part in model.modules() if isinstance(part, Encoder)]
+def _defense(variant: str, settings: Mapping[str, Any]) -> Published | Additive | Hardened:
+    if variant not in VARIANTS:
+        raise RequestError(f"INFL has no variant '{variant}'{did_you_mean(variant, list(VARIANTS))}; it has {', '.join(VARIANTS)}")
+    known = [name for name in inspect.signature(VARIANTS[variant]).parameters if name != "minimum"]
+    for name in settings:
+        if name not in known:
+            raise RequestError(f"infl:{variant} has no setting '{name}'{did_you_mean(name, known)}; it has {', '.join(known)}")
+    return VARIANTS[variant](**settings)
 
 
-def _children(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in model.modules():
-        for name, child in parent._modules.items():  # not named_children(), which leaves out a layer used twice
-            if child is not None:
-                yield parent, name, child
-
-
-def _remember(model: nn.Module, _args: object) -> None:
-    (encoder,) = model.__dict__["_key_encoder"]
-    encoder.remember()
-
-
-def _forget(model: nn.Module, _args: object, _output: object) -> None:
-    (encoder,) = model.__dict__["_key_encoder"]
-    encoder.forget()
+def _tensor(key: Key | Secret | Tensor | None, defense: Defense, name: str) -> Tensor:
+    """The one tensor of the defense's secret."""
+    secret = secret_of(key, defense) if isinstance(key, Key) else key
+    if isinstance(secret, Secret):
+        secret = secret[name] if name in secret.names else None
+    bytes_wanted = isinstance(defense, Hardened)
+    if (
+        not isinstance(secret, Tensor)
+        or (bytes_wanted and (secret.dtype != torch.uint8 or secret.shape != (KEY_BYTES,)))
+        or (not bytes_wanted and (secret.dim() < 2 or secret.shape[-1] != 2))
+    ):
+        wanted = f"{KEY_BYTES} bytes (uint8)" if bytes_wanted else "coordinates [M, 2]"
+        raise RequestError(f"{type(defense).__name__} needs a Key, its own Secret or {wanted}, and this is none of them")
+    return secret

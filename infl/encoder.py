@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from infl.graft import Withheld
+
 KEY_WIDTH = 16
 
 
@@ -42,7 +44,7 @@ class NearIdentity(nn.Linear):
             self.bias.zero_()
 
 
-class Encoder(nn.Module):
+class Encoder(Withheld):
     """Coordinates C [M, 2] -> key vector k [16]: a small network on each point, then the mean over points.
 
     The mean is why wrong keys open the model: over 128 independent points it hardly depends on which points they are.

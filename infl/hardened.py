@@ -85,14 +85,14 @@ class Hardened(Defense):
 
     def prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
         """Records [n, F] -> mixed records [n, F], each of length sqrt(F) before the mixing; without a key unmixed."""
-        unit = x.double() / x.double().norm(dim=-1, keepdim=True).clamp_min(1e-12) * x.shape[-1] ** 0.5
-        return (unit if secret is None else self._mixing(secret, x.shape[-1])(unit)).to(x.dtype)
+        return (normalised(x) if secret is None else self.mixing(secret, x.shape[-1])(normalised(x))).to(x.dtype)
 
     def restore(self, x: Tensor, secret: Secret | None) -> Tensor:
         """Mixed records -> records of length sqrt(F): the direction comes back, the length is lost by design."""
-        return x if secret is None else self._mixing(secret, x.shape[-1]).inverse(x.double()).to(x.dtype)
+        return x if secret is None else self.mixing(secret, x.shape[-1]).inverse(x.double()).to(x.dtype)
 
-    def _mixing(self, secret: Secret, width: int) -> Mixing:
+    def mixing(self, secret: Secret, width: int) -> Mixing:
+        """The secret linear map of records of this width."""
         return Mixing.draw(KeyStream(bytes(secret["key"].tolist())).child("infl:hardened", width), width, self.spread)
 
     def claim(self, federation: Federation, shape: Shape) -> Claim:
@@ -102,3 +102,10 @@ class Hardened(Defense):
             sentence=f"Without the key the model guesses, and updates of at least {self.minimum} records do not show whose they are; "
             "nothing is claimed for smaller ones, for known plaintexts or against a colluding site.",
         )
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Records [..., F] in double precision, each of length sqrt(F)."""
+    length = x.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    scaled: Tensor = x.double() / length * x.shape[-1] ** 0.5
+    return scaled

@@ -22,6 +22,7 @@ from infl import key_file
 from suites.errors import RequestError
 
 if TYPE_CHECKING:
+    from suites.contracts import Defense, Secret
     from suites.randomness import KeyStream
 
 KEY_BYTES = 32
@@ -129,6 +130,16 @@ class Key:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Key is never pickled or copied: load it where it is needed")
+
+
+def secret_of(key: Key, defense: Defense) -> Secret:
+    """The defense's secret from the key file's bits; each kind of defense has its own stream of them."""
+    secret = defense.secret(key.source(f"secret of {type(defense).__qualname__}"))
+    if secret is None:
+        raise RequestError(
+            f"{type(defense).__name__} has no key, so a key file gives it nothing; use a keyed defense such as infl:hardened"
+        )
+    return secret
 
 
 def spoken(fingerprint: str) -> str:

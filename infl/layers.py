@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from infl.encoder import KEY_WIDTH, Encoder, NearIdentity, reset
+from infl.graft import of_base
 from suites.stacked import linear
 
 HIDDEN = 8
@@ -80,6 +81,10 @@ class KeyedLinear(nn.Module):
             return self.weight, self.bias
         scale, shift = self.modulation(key)
         return scale[:, None] * self.weight, shift if self.bias is None else self.bias + shift
+
+    def plain(self) -> nn.Linear:
+        """The linear layer with the base weights, which it shares."""
+        return of_base(self)
 
     def forward(self, x: Tensor) -> Tensor:
         key = self._shared[0]()

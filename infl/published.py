@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from infl.embed import embed, encoders
+from infl.keyed import encoders, key_layers
 from suites.contracts import Card, Claim, Defense, Federation, KeySource, Params, RequestError, Secret, Shape
 
 
@@ -62,7 +62,7 @@ class Published(Defense):
     def model(self, net: nn.Module, secret: Secret | None) -> nn.Module:
         """``net`` with keyed layers; without a secret the coordinates are zeros, to be swapped by a holder of a key."""
         coordinates = torch.zeros(self.points, 2) if secret is None else secret["coordinates"]
-        return embed(net, coordinates, strength=self.strength, per_layer=self.per_layer, persistent="key_in_state" in self.flaws)
+        return key_layers(net, coordinates, strength=self.strength, per_layer=self.per_layer, persistent="key_in_state" in self.flaws)
 
     def without_key(self, module: nn.Module) -> nn.Module:
         """Base weights only and no FiLM."""

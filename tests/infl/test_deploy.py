@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg
 from infl import key_file
-from infl.deploy import Gate, KeyedSite, Tag, average, secret_of, tag
+from infl.deploy import Gate, KeyedSite, Tag, average, tag
 from infl.hardened import Hardened
-from infl.key import Key
+from infl.key import Key, secret_of
 from infl.key_wrap import Pair, unwrap, wrap
 from infl.published import Published
 from infl.revocation import Revoked
