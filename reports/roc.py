@@ -85,7 +85,8 @@ def tpr_at(scores: ArrayLike, member: ArrayLike, target: float, level: float = 0
     """The largest TPR of any threshold whose realised FPR is at most ``target``.
 
     With n0 non-members the FPR moves in steps of 1/n0, so ``n0 * target < 3`` is not resolvable and gives NaN with its reason. The
-    interval is Clopper-Pearson's for the TPR at the realised threshold.
+    interval is Clopper-Pearson's for the TPR at the realised threshold, whose own FPR is as uncertain: hold it against that one's interval
+    and not against ``target``, which it exceeds in a tenth of audits that leak nothing.
     """
     inside, outside, _, _ = _parts(scores, member, None)
     expected = len(outside) * target
