@@ -148,6 +148,7 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
             if probe.get("optimiser", "gradient") == "gradient"
             else f"{probe.get('steps')} {probe.get('optimiser')} step(s) at {probe.get('lr')}"
         )
+        kind += f" of {size} record(s) each, in an order that the site alone knows," if (size := probe.get("minibatch")) else ""
         terms.append(
             (
                 "Messages that are inverted",

@@ -139,7 +139,7 @@ class Bench:
                 chosen = tuple(
                     tuple(site[torch.randperm(len(site), generator=draw)[: min(size, len(site))]].tolist()) for site in self.prepared.sites
                 )
-                settings = {name: spec[name] for name in ("optimiser", "steps", "lr", "momentum") if name in spec}
+                settings = {name: spec[name] for name in ("optimiser", "steps", "lr", "momentum", "minibatch") if name in spec}
                 made.append(Probe(f"{number}.{index}", spec.get("round", 0), chosen, **settings))
         return made
 

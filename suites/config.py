@@ -12,7 +12,16 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from suites import parts
 from suites.cohorts.spec import DataSpec, PartitionSpec, SplitSpec
@@ -54,7 +63,10 @@ class FederationSpec(Strict):
 
 
 class ProbeSpec(Strict):
-    """``gradients`` extra updates of ``batch`` records at each site, made at round ``round``'s checkpoint."""
+    """``gradients`` extra updates of ``batch`` records at each site, made at round ``round``'s checkpoint.
+
+    Each of ``steps`` takes all of them, or the next ``minibatch`` of them in an order of the site's own, anew each epoch.
+    """
 
     gradients: int = Field(default=4, ge=1)
     batch: int = Field(default=1, ge=1)
@@ -63,6 +75,7 @@ class ProbeSpec(Strict):
     steps: int = Field(default=1, ge=1)
     lr: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
+    minibatch: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _stepping(self) -> ProbeSpec:
@@ -70,7 +83,20 @@ class ProbeSpec(Strict):
             raise ValueError(f"a probe with optimiser {self.optimiser} needs a positive lr, since a step of length 0 shows nothing")
         if self.momentum and self.optimiser != "sgd":
             raise ValueError(f"a probe with optimiser {self.optimiser} has no momentum; give optimiser: sgd, or leave momentum out")
+        if self.minibatch is not None and self.optimiser == "gradient":
+            raise ValueError("a probe's gradient is of all its records at once; give optimiser: sgd and steps, or leave minibatch out")
+        if self.minibatch is not None and self.minibatch * self.steps < self.batch:
+            raise ValueError(
+                f"{self.steps} steps on {self.minibatch} records each leave some of a probe's {self.batch} records out of its message; "
+                f"give at least steps: {-(-self.batch // self.minibatch)}"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_it_was(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is left out, so that suites that know no mini-batches keep their cells' ids."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if name != "minibatch" or value is not None}
 
 
 class ThreatSpec(Strict):

@@ -138,8 +138,10 @@ class Probe:
     """One extra update of chosen records at a chosen checkpoint, made *through the whole defense stack*.
 
     ``records[s]`` are the pool indices that site ``s`` uses. ``optimiser="gradient"`` sends the gradient of the mean loss;
-    ``"sgd"`` (with ``momentum``) and ``"adam"`` send the update after ``steps`` full-batch steps of rate ``lr``. The federation itself is
-    not moved.
+    ``"sgd"`` (with ``momentum``) and ``"adam"`` send the update after ``steps`` steps of rate ``lr``. The federation itself is not moved.
+
+    A step takes all these records, or with ``minibatch`` the next so many, which the site shuffles anew whenever all had their turn. That
+    number is public; in what order they came nobody else learns.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Probe:
     steps: int = 1
     lr: float = 0.0
     momentum: float = 0.0
+    minibatch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +269,8 @@ class Target:
 
     ``params`` is the checkpoint, ``update`` the message (a gradient when ``optimiser == "gradient"``). ``site`` is None for a
     combination over ``contributors`` sites; ``update`` is then their mean and ``batch`` counts the records of all of them. At view
-    "site" those are the others: of two sites, the other one.
+    "site" those are the others: of two sites, the other one. ``minibatch`` is how many of its records a site took a step, in an order
+    that is its own secret; None: all of them.
     """
 
     params: Params
@@ -279,6 +283,7 @@ class Target:
     contributors: int
     round: int
     momentum: float = 0.0
+    minibatch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,11 +348,14 @@ class Observation(Protocol):
         """What the public key generation makes of randomness that the adversary chooses (to count it, or to try it); needs own_keys."""
         ...
 
-    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False) -> Params:
+    def simulate(
+        self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False, order: Tensor | None = None
+    ) -> Params:
         """The message that records ``x`` [B, F] with labels ``y`` ([B] or probabilities [B, K]) would give at ``target``.
 
         Differentiable in records, labels and key. ``prepared`` says that ``x`` [B, F'] is what the network itself reads, past
-        ``Defense.prepare``: whoever lacks the key can still search there.
+        ``Defense.prepare``: whoever lacks the key can still search there. ``order`` [steps, B] is the caller's guess of the records that
+        each step took, 1 or 0; without one every step takes all, whatever the target's ``minibatch``.
         """
         ...
 

@@ -55,7 +55,7 @@ def _whole(evidence: Evidence) -> list[Target]:
         for held in record.probes:
             probe, sizes = held.probe, [len(own) for own in held.probe.records if own]
             given = (record.broadcast, held.combined, sum(sizes), probe.optimiser, probe.steps, probe.lr)
-            found.append(Target(*given, None, len(sizes), record.index, probe.momentum))
+            found.append(Target(*given, None, len(sizes), record.index, probe.momentum, probe.minibatch))
     return found
 
 

@@ -32,7 +32,7 @@ from suites.contracts import (
     Shape,
     Task,
 )
-from suites.lanes import Lane, Trainer, wire
+from suites.lanes import Lane, Trainer, schedule, wire
 from suites.randomness import digest, keys, stream
 from suites.stack import Stack
 from suites.witness import Witness
@@ -514,7 +514,11 @@ class _Run:
         if probe.optimiser == "gradient":
             return {name: value[0] for name, value in trainer.gradient(start, [batch]).items()}
         local = Local(epochs=probe.steps, batch=len(batch), optimiser=probe.optimiser, lr=probe.lr, momentum=probe.momentum)
-        state = trainer.follow(start, local, [[batch] * probe.steps], [len(batch)])
+        plan, size = [batch] * probe.steps, len(batch)
+        if probe.minibatch is not None:
+            size = min(probe.minibatch, lane.units)
+            plan = schedule(lane, replace(local, batch=size), poisson=False)[: probe.steps]  # as many epochs as there are steps suffice
+        state = trainer.follow(start, local, [plan], [size])
         return {name: (value - start[name])[0] for name, value in state.items()}
 
     @torch.no_grad()

@@ -204,7 +204,7 @@ class Seen:
 
         def target(update: Params, batch: int, site: int | None, contributors: int) -> Target:
             params = probe.sent or record.broadcast
-            return Target(params, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index, p.momentum)
+            return Target(params, update, batch, p.optimiser, p.steps, p.lr, site, contributors, record.index, p.momentum, p.minibatch)
 
         clear: list[Message] = [m for m in probe.messages if m.kind in ("update", "gradient")]
         if clear and self._scene.stack.channel is None:
@@ -219,7 +219,7 @@ class Seen:
         if update is None:
             return []
         params = probe.sent or record.broadcast
-        return [Target(params, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index, p.momentum)]
+        return [Target(params, update, sum(sizes), p.optimiser, p.steps, p.lr, None, len(sizes), record.index, p.momentum, p.minibatch)]
 
     @property
     def target_sums(self) -> Sequence[Target]:
@@ -258,10 +258,12 @@ class Seen:
             self._modules[id(key)] = (key, scene.stack.without_key(module) if key is None and keyed is not None else module)
         return self._modules[id(key)][1]
 
-    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False) -> Params:
+    def simulate(
+        self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = False, order: Tensor | None = None
+    ) -> Params:
         scene = self._scene
         inputs = scene.stack.prepare(x, key) if scene.stack.prepares and not prepared else x
-        return simulate(self._module(key), scene.task.loss, target, inputs, y, scene.stack.clip)
+        return simulate(self._module(key), scene.task.loss, target, inputs, y, scene.stack.clip, order)
 
     def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
         inputs = self._scene.stack.prepare(x, key) if self._scene.stack.prepares else x

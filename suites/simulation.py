@@ -20,8 +20,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _ADAM = (0.9, 0.999, 1e-8)  # torch's defaults, which the engine uses
 
 
-def simulate(module: nn.Module, loss: Loss, target: Target, x: Tensor, y: Tensor, clip: Clip | None) -> Params:
-    """The message at ``target`` if ``x`` [B, F'] and ``y`` were the batch: a gradient, or the update after its full-batch steps."""
+def simulate(module: nn.Module, loss: Loss, target: Target, x: Tensor, y: Tensor, clip: Clip | None, order: Tensor | None = None) -> Params:
+    """The message at ``target`` if ``x`` [B, F'] and ``y`` were the batch: a gradient, or the update after its steps.
+
+    A step takes all records, or those that its row of ``order`` [steps, B] marks with 1. A clipped sum of a minibatch is divided by what
+    the protocol calls one, which the last of an epoch may not fill.
+    """
     named = dict(module.named_parameters())
     fixed: Params = {name: buffer for name, buffer in module.named_buffers() if name not in target.params}
     fixed |= {name: value.detach() for name, value in target.params.items() if name not in named}
@@ -30,10 +34,12 @@ def simulate(module: nn.Module, loss: Loss, target: Target, x: Tensor, y: Tensor
     precision = next((value.dtype for value in start.values()), x.dtype)
     fixed = {name: value.to(precision) if value.is_floating_point() else value for name, value in fixed.items()}
 
-    def gradient(params: Params) -> Params:
+    def gradient(params: Params, step: int = 0) -> Params:
+        taken = None if order is None else order[step].to(x)
         if clip is None:
-            return _mean_gradient(module, loss, params, fixed, x, y)
-        return _clipped_gradient(module, loss, params, fixed, x, y, clip.norm)
+            return _mean_gradient(module, loss, params, fixed, x, y, taken)
+        full = len(x) if taken is None or target.minibatch is None else min(target.minibatch, len(x))
+        return _clipped_gradient(module, loss, params, fixed, x, y, taken, clip.norm, full)
 
     if target.optimiser == "gradient":
         return gradient(start)
@@ -63,39 +69,42 @@ def _outputs(module: nn.Module, params: Params, x: Tensor) -> Tensor:
     return outputs
 
 
-def _mean_gradient(module: nn.Module, loss: Loss, params: Params, fixed: Params, x: Tensor, y: Tensor) -> Params:
+def _mean_gradient(module: nn.Module, loss: Loss, params: Params, fixed: Params, x: Tensor, y: Tensor, taken: Tensor | None) -> Params:
     def objective(p: Params) -> Tensor:
-        return loss(_outputs(module, {**p, **fixed}, x), y).mean()
+        each = loss(_outputs(module, {**p, **fixed}, x), y)
+        return each.mean() if taken is None else (each * taken).sum() / taken.sum()
 
     result: Params = grad(objective)(params)
     return result
 
 
-def _clipped_gradient(module: nn.Module, loss: Loss, params: Params, fixed: Params, x: Tensor, y: Tensor, norm: float) -> Params:
+def _clipped_gradient(
+    module: nn.Module, loss: Loss, params: Params, fixed: Params, x: Tensor, y: Tensor, taken: Tensor | None, norm: float, full: int
+) -> Params:
     def record(p: Params, one_x: Tensor, one_y: Tensor) -> Tensor:
         return loss(_outputs(module, {**p, **fixed}, one_x[None]), one_y[None]).sum()
 
     each: Params = vmap(grad(record), in_dims=(None, 0, 0))(params, x, y)
     norms = torch.stack([g.flatten(1).pow(2).sum(1) for g in each.values()]).sum(0).clamp_min(1e-24).sqrt()
-    factor = (norm / norms).clamp_max(1.0)
-    return {name: torch.einsum("b,b...->...", factor, g) / len(x) for name, g in each.items()}
+    factor = (norm / norms).clamp_max(1.0) * (1.0 if taken is None else taken)
+    return {name: torch.einsum("b,b...->...", factor, g) / full for name, g in each.items()}
 
 
-def _sgd(gradient: Callable[[Params], Params], params: Params, target: Target) -> Params:
+def _sgd(gradient: Callable[[Params, int], Params], params: Params, target: Target) -> Params:
     step = {name: torch.zeros_like(value) for name, value in params.items()}
-    for _ in range(target.steps):
-        slope = gradient(params)
+    for t in range(target.steps):
+        slope = gradient(params, t)
         step = {name: target.momentum * step[name] + slope[name] for name in params} if target.momentum else slope
         params = {name: value - target.lr * step[name] for name, value in params.items()}
     return params
 
 
-def _adam(gradient: Callable[[Params], Params], params: Params, target: Target) -> Params:
+def _adam(gradient: Callable[[Params, int], Params], params: Params, target: Target) -> Params:
     first, second, epsilon = _ADAM
     m = {name: torch.zeros_like(value) for name, value in params.items()}
     v = dict(m)
     for t in range(1, target.steps + 1):
-        g = gradient(params)
+        g = gradient(params, t - 1)
         m = {name: first * m[name] + (1 - first) * g[name] for name in g}
         v = {name: second * v[name] + (1 - second) * g[name] ** 2 for name in g}
         scale = target.lr / (1 - first**t)

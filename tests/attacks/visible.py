@@ -61,6 +61,15 @@ def hits(guess: Sequence[Tensor], truth: Sequence[Tensor]) -> tuple[int, int]:
     return found, sum(len(real) for real in truth)
 
 
+def shuffled(records: int, minibatch: int, steps: int, rng: torch.Generator) -> Tensor:
+    """Which records each step takes [steps, B], shuffled anew whenever all had their turn."""
+    taken = []
+    while len(taken) < steps:
+        for part in torch.randperm(records, generator=rng).split(minibatch):
+            taken.append(torch.zeros(records).index_fill(0, part, 1.0))
+    return torch.stack(taken[:steps])
+
+
 def look(
     layers: Sequence[Defense],
     records: Records,
@@ -76,6 +85,7 @@ def look(
     steps: int = 1,
     lr: float = 0.0,
     sites: int = 1,
+    minibatch: int | None = None,
 ) -> Sight:
     """One message for each list of ``messages`` (rows of ``records``), a gradient at a fresh network unless said; ``sites`` are summed."""
     task = task or Classification(dropout=0.0)
@@ -89,11 +99,12 @@ def look(
     for number, chosen in enumerate([messages[i : i + sites] for i in range(0, len(messages), sites)]):
         sent: list[Params] = []
         for rows in chosen:
-            target = Target(broadcast, {}, len(rows), optimiser, steps, lr, 0, 1, 0)
-            update = simulate(module, task.loss, target, inputs[list(rows)], records.y[list(rows)], stack.clip)
+            target = Target(broadcast, {}, len(rows), optimiser, steps, lr, 0, 1, 0, minibatch=minibatch)
+            order = None if minibatch is None else shuffled(len(rows), minibatch, steps, stream("sight", "order", start, number))
+            update = simulate(module, task.loss, target, inputs[list(rows)], records.y[list(rows)], stack.clip, order)
             sent.append({name: value.detach() for name, value in update.items()})
         mean = {name: torch.stack([one[name] for one in sent]).mean(0) for name in sent[0]}
-        probe = Probe(f"{number}", 0, tuple(tuple(rows) for rows in chosen), optimiser, steps, lr)
+        probe = Probe(f"{number}", 0, tuple(tuple(rows) for rows in chosen), optimiser, steps, lr, minibatch=minibatch)
         kind: Any = "gradient" if optimiser == "gradient" else "update"
         probes.append(ProbeRecord(probe, tuple(Message(site, kind, one) for site, one in enumerate(sent)), mean))
     truth = [records.x[list(rows)] for rows in messages]
