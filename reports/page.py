@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from reports import gallery, setting, tables, verdict, words
+from reports.beside_table import beside_table
 from reports.drawing import Picture
 from reports.overview import attacks_table
 from reports.plots.style import ordered
@@ -160,7 +161,9 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
             )
         ),
         "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),
-        "utility": _tables(tables.utility_table(results, name("utility"))) if (results["role"] == "utility").any() else [],
+        "utility": _tables(tables.utility_table(results, name("utility")), beside_table(results, name("beside")))
+        if (results["role"] == "utility").any()
+        else [],
         "claims": _tables(
             tables.claims_table(results, stands, name("claims")),
             tables.attack_table(summary, "audit", ("auc", *_EPSILON), name("audit"), power),

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from reports import schema, words
+from reports.beside_table import beside_sentences
 from reports.plots.plane import allowed, front
 from reports.plots.style import ordered
 from reports.standing import NOT_ASKED, WRONG_KEYS, Threat, each, grouped, headline, limits, openings, standings, told, utilities
@@ -52,7 +53,15 @@ def _utility(results: pd.DataFrame) -> list[Said]:
     alone = f"; the largest class alone gives {words.number(floor)}" if math.isfinite(floor) else ""
     if REFERENCE not in set(table["defense"]):
         best = table.sort_values("value", ascending=False, kind="stable").iloc[0]
-        return [("Utility", [f"Most useful is {words.defense(best['defense'])}: {words.metric(metric)} {_with_seeds(best)}{alone}."])]
+        return [
+            (
+                "Utility",
+                [
+                    f"Most useful is {words.defense(best['defense'])}: {words.metric(metric)} {_with_seeds(best)}{alone}.",
+                    *beside_sentences(results),
+                ],
+            )
+        ]
     base = table[table["defense"] == REFERENCE].iloc[0]
     gaps = paired(results, REFERENCE, metric)
     known = gaps["low"].notna()
@@ -64,7 +73,7 @@ def _utility(results: pd.DataFrame) -> list[Said]:
         ("Difference on one seed, without an interval", gaps[~known]),
     ):
         lines += _listed(title, [(words.defense(g.defense), _signed(g), g.n) for g in each(part)])
-    return [("Utility", lines)]
+    return [("Utility", [*lines, *beside_sentences(results)])]
 
 
 def paired(results: pd.DataFrame, reference: str, metric: str) -> pd.DataFrame:

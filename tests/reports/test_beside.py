@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from reports import schema
-from reports.beside import beside
+from reports.beside import beside, gains
+from reports.beside_table import beside_table
 from reports.flags import flag_results
+from reports.verdict import verdict
 
 
 def table(defense: str, control: str, gains: list[float], metric: str = "ari", task: str = "t") -> pd.DataFrame:
@@ -24,26 +27,74 @@ def table(defense: str, control: str, gains: list[float], metric: str = "ari", t
 @pytest.mark.parametrize(
     ("gains", "said"),
     [
-        ([-0.03, -0.031, -0.029], ["is behind beside pca, by -0.030 [-0.032, -0.028]"]),
-        ([-0.05, 0.02, -0.01], ["is behind on average, not beyond what seeds differ by,"]),
-        ([0.05, -0.02, 0.01], []),
-        ([0.0, 0.0, 0.0], []),
-        ([-0.01], ["by -0.010 (one seed)"]),
+        ([-0.03, -0.031, -0.029], ["centralized is behind beside pca, paired over seeds: -0.030 [-0.032, -0.028]"]),
+        ([-0.05, 0.02, -0.01], ["is behind on average beside pca"]),
+        ([0.05, -0.02, 0.01], ["is not shown to be ahead of pca, paired over seeds: +0.013"]),
+        ([0.001, 0.051, -0.049], ["is not shown to be ahead of pca, paired over seeds: +0.001"]),
+        ([0.0, 0.0, 0.0], ["is not shown to be ahead of pca"]),
+        ([0.03, 0.031, 0.029], []),
+        ([-0.01], ["paired over seeds: -0.010 (one seed)"]),
+        ([0.01], []),
     ],
 )
-def test_a_simple_method_that_is_ahead_is_told(gains: list[float], said: list[str]) -> None:
+def test_a_simple_method_that_is_not_shown_to_be_behind_is_told(gains: list[float], said: list[str]) -> None:
     found = list(beside(table("centralized", "pca", gains)))
     assert [flag for _, flag, _ in found] == ["simple_is_as_good:ari:pca"] * len(said)
     for (_, _, sentence), words in zip(found, said):
         assert words in sentence
 
 
-@pytest.mark.parametrize(("gains", "flags"), [([0.01, -0.02, 0.02], 1), ([0.1, 0.11, 0.09], 0), ([-0.2, -0.21, -0.2], 1)])
-def test_a_defense_that_gains_nothing_over_its_start_is_told(gains: list[float], flags: int) -> None:
-    found = list(beside(table("dp_sgd:epsilon=8", "untrained_network", gains)))
+def with_floor(defense: str, values: list[float], floors: list[float], direction: str = "higher") -> pd.DataFrame:
+    """Utility, and as its control what guessing without features gives."""
+    made = table(defense, "floor", values)
+    utility = made["role"] == "utility"
+    made["direction"] = direction
+    made.loc[utility, "value"] = values
+    made.loc[~utility, "metric"] = "ari:floor"
+    made.loc[~utility, "value"] = floors
+    return made
+
+
+def test_a_defense_at_the_majority_share_is_told() -> None:
+    at = with_floor("dp_sgd:epsilon=8", [0.36, 0.33, 0.35], [0.34, 0.34, 0.35])
+    ((row, flag, sentence),) = beside(at)
+    assert (row["defense"], flag) == ("dp_sgd:epsilon=8", "floor_is_as_good:ari")
+    assert "is not shown to be ahead of the best guess without features, paired over seeds: +0.003" in sentence
+    assert list(beside(with_floor("fedavg", [0.66, 0.63, 0.65], [0.34, 0.34, 0.35]))) == []
+    ((_, _, sentence),) = beside(with_floor("fedavg", [0.66, 0.63, 0.65], [0.34, 0.34, 0.35], "lower"))  # there less is better
+    assert "is behind beside the best guess" in sentence
+
+
+def test_differences_are_paired_by_seed_and_not_by_means() -> None:
+    """Seeds differ by far more than network and floor do; a gain of a hundredth on each is told from nothing all the same."""
+    base = [0.2, 0.5, 0.8]
+    values = [v + gain for v, gain in zip(base, [0.010, 0.011, 0.009])]
+    (found,) = gains(with_floor("fedavg", values, base)).to_dict("records")
+    low, high = scipy.stats.t.interval(0.95, 2, 0.010, 0.001 / np.sqrt(3))
+    assert (found["gain"], found["low"], found["high"]) == pytest.approx((0.010, low, high), abs=1e-6)
+    assert found["standing"] == "ahead"
+
+
+def test_the_verdict_and_a_table_say_who_is_ahead_of_what() -> None:
+    nmi = table("centralized", "pca", [-0.3, -0.3, -0.31], metric="nmi")
+    both = pd.concat([table("centralized", "pca", [0.05, -0.02, 0.01]), table("local_only", "untrained_network", [0.1, 0.11, 0.09]), nmi])
+    said = dict(verdict(both))["Utility"]
+    assert "Ahead of every control beside it, by a difference paired over seeds whose interval lies above 0: Local only." in said
+    assert "Not shown to do better than pca, seed by seed: Centralized +0.013 [-0.074, +0.101] (not shown to be ahead)." in said
+    assert "In the other metrics 1 of 1 differences from a control are not shown to be above 0: the table has each." in said
+    made = beside_table(both, "t")
+    assert made is not None
+    assert made.shown["so it is"].tolist() == ["not shown to be ahead", "ahead", "behind"]
+    assert made.shown["control"].tolist() == ["pca", "its untrained start", "pca"]
+    assert beside_table(both[both["role"] == "utility"], "t") is None
+
+
+@pytest.mark.parametrize(("found_gains", "flags"), [([0.01, -0.02, 0.02], 1), ([0.1, 0.11, 0.09], 0), ([-0.2, -0.21, -0.2], 1)])
+def test_a_defense_that_gains_nothing_over_its_start_is_told(found_gains: list[float], flags: int) -> None:
+    found = list(beside(table("dp_sgd:epsilon=8", "untrained_network", found_gains)))
     assert [flag for _, flag, _ in found] == ["untrained_is_as_good:ari"] * flags
     assert all(row["defense"] == "dp_sgd:epsilon=8" for row, _, _ in found)
-    assert list(beside(table("fedavg", "untrained_network", gains))) == []  # there it is the metric that is judged
+    assert list(beside(table("fedavg", "untrained_network", found_gains))) == []  # there it is the metric that is judged
 
 
 def test_other_metrics_than_the_headline_are_left_to_the_table() -> None:
