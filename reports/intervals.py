@@ -1,7 +1,8 @@
 """Confidence intervals and family-wise levels: which one is used when is decided here, once.
 
 Proportions: Clopper-Pearson. Means: Student's t below ten repeats, BCa from ten up (on three repeats BCa covers 77 % instead of 95 %).
-Several levels (seed, target, record): the hierarchical bootstrap's standard error with Student's quantile for the outermost level.
+Several levels (seed, target, record): from single values the hierarchical bootstrap's standard error with Student's quantile for the
+outermost level; from a table, which has one value a seed, ``over_seeds``.
 Every interval is two-sided at ``level`` unless it says otherwise; where none can be given both ends are NaN.
 """
 
@@ -111,6 +112,13 @@ def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike, level: floa
 
     One seed keeps its own. From two up: Student's t (BCa from ten), and never narrower than the seeds' own intervals allow (the root of
     their half-widths' summed squares over the number of seeds): three seeds that all recover 20 of 20 records say ">= .9", not "exactly 1".
+
+    It is hierarchical without a term for each level. Seed s says m + b_s + e_s, b_s what sets seeds apart and e_s what its records (or
+    targets, or persons) do; the mean of S seeds has variance (var b + mean var e_s) / S, and the seeds' sample variance over S estimates
+    just that sum, without bias also where var e_s differs. So Student's t with S - 1 degrees of freedom holds both levels; it is Hartung
+    and Knapp's (2001) interval with equal weights. To add the seeds' own variances would count the records twice; to weigh by them, as
+    DerSimonian and Laird (1986) do, takes a variance estimated from three seeds for the truth: simulated with 60 + 60 records, where seeds
+    differ it covers .80 with three and .86 with five, this one .94 and .94 (tests/reports/test_two_levels.py).
     """
     value, low, high = (np.asarray(one, dtype=np.float64) for one in (values, lows, highs))
     if len(value) == 0:
