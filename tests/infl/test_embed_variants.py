@@ -116,6 +116,17 @@ def test_hardened_feeds_the_model_what_the_defense_prepares(kind: str) -> None:
     assert embed(net, key(), "hardened").state_dict().keys() == net.state_dict().keys()
 
 
+def test_the_mixing_follows_a_change_of_key_and_of_width() -> None:
+    model = embed(nn.Sequential(nn.Conv1d(1, 2, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten()), key(), "hardened")
+    x, wide = (torch.randn(3, 1, width, generator=stream("widths")) for width in (8, 9))
+    first = model(x)
+    assert torch.isfinite(model(wide)).all()
+    other = secret_of(key().rotated(), Hardened())["key"]
+    model.get_buffer("0.key_mixing.key").copy_(other)
+    assert torch.allclose(model(x), embed(strip(model), other, "hardened")(x))
+    assert not torch.allclose(model(x), first, atol=1e-3)
+
+
 def test_a_stranger_and_a_site_of_ones_own_make_the_same_model() -> None:
     net, x = model_and_records("mlp")
     for variant in ("published", "hardened"):
@@ -128,7 +139,7 @@ def test_a_stranger_and_a_site_of_ones_own_make_the_same_model() -> None:
 @each_variant
 def test_training_moves_the_weights_that_strip_gives_back(variant: Variant) -> None:
     net, x = model_and_records("nested")
-    model = embed(net, key(), variant).train()
+    model = embed(net, key(), variant, generator=stream("start")).train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
