@@ -14,6 +14,7 @@ from reports import words
 from reports.drawing import Picture
 from reports.page import Block, Section
 from reports.plots.compare import compared
+from reports.schema import OPTIONAL, TEXT
 from reports.standing import each, headline, standings, utilities
 from reports.stats import paired_difference
 from reports.tables import Table
@@ -100,6 +101,7 @@ def beside(this: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         both[column] = math.nan
     metric = headline(this)
     run = pd.concat([this.assign(run="this"), other.assign(run="other")], ignore_index=True)
+    run = run.assign(**{name: run[name].fillna("") for name, kind in OPTIONAL.items() if kind == TEXT and name in run})  # older tables
     run = run[(run["metric"] == metric) & (run["role"] == "utility")]
     if metric == headline(other):
         gaps = paired_difference(run, {"run": "this"}, {"run": "other"}, metric)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from reports import schema, words
+from reports.calibration import CONFIDENCE, calibration_error, held_out
 from reports.drawing import Picture
 from reports.plots import style
 from reports.plots.cost import cost
@@ -17,6 +18,7 @@ from reports.plots.heatmap import heatmap
 from reports.plots.key_curve import key_curve
 from reports.plots.plane import plane
 from reports.plots.reconstruction import reconstructions
+from reports.plots.reliability import reliability_diagrams
 from reports.plots.roc import roc
 from reports.power import Power, powers
 from reports.standing import Cell, Threat, cells, costs, each, openings, told, worst_profiles
@@ -50,6 +52,11 @@ _RECONSTRUCTION: Final = (
     "Where the two strips look alike, and the dots lie on the diagonal, the attack has read this record; colours and "
     "axes count standard deviations from the public mean, "
     "so a pale strip is a guess that says nothing."
+)
+_CONFIDENCE: Final = (
+    "On the dashed diagonal an attack is right as often as it says, so that it needs no truth to know what to believe, below it is "
+    "over-confident and above it too modest; what chance a confidence stands for was fitted on the other seeds, bars are 95 % intervals, "
+    "the small numbers count guesses."
 )
 _COST: Final = "Shorter is cheaper; each axis starts at 0 and the dark line is the 95 % interval over seeds."
 
@@ -182,6 +189,29 @@ def records(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, An
             alt,
         )
     ]
+
+
+def confidences(curves: pd.DataFrame, prefix: str = "") -> list[Picture]:
+    """One figure a threat of reliability diagrams, left out where its confidences only repeat those without the key."""
+    rows = curves[curves["curve"] == CONFIDENCE]
+    made = []
+    for view in [v for v in words.VIEWS if v in set(rows["view"])]:
+        for key in sorted(set(rows.loc[rows["view"] == view, "key"])):
+            part = rows[(rows["view"] == view) & (rows["key"] == key)]
+            if key != "none" and _same_curves(part, rows[(rows["view"] == view) & (rows["key"] == "none")]):
+                continue
+            pairs = held_out(part)
+            if pairs.empty:  # every guess right, every guess wrong, or a single seed: the table says so
+                continue
+            alt = "; ".join(
+                f"{words.attack(str(attack))}: {len(own)} guesses, {int(own['right'].sum())} right, "
+                f"calibration error {words.number(calibration_error(own['chance'], own['right']), 2)}"
+                for attack, own in pairs.groupby("attack", sort=True)
+            )
+            title = f"What an attack's confidence is worth: {words.threat(view, key)}"
+            name = words.slug(prefix, "confidence", view, key)
+            made.append(Picture(name, title, reliability_diagrams(pairs), _CONFIDENCE, alt, key not in schema.HEADLINE_KEYS))
+    return made
 
 
 def drawable(record: Mapping[str, Any]) -> bool:

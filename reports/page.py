@@ -94,6 +94,10 @@ _EPSILON = (
     *(f"epsilon_assumed:{name}" for name in ("gaussian_family", "one_run_gaussian")),
     "epsilon_estimate:raw_counts",
 )
+_LEVELS = (
+    "Intervals hold both levels, the records of a seed and the seeds: Student's t on the seeds' values, each of which scatters by its own "
+    "records, and never narrower than the records' own intervals allow."
+)
 _READING = [
     Block(
         "text",
@@ -136,7 +140,8 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
                 )
                 for unit in ("person", "site")
             )
-        ),
+        )
+        + _conventions(results),
         "property": _tables(
             tables.attack_table(
                 summary,
@@ -150,7 +155,7 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
                 power,
             )
         ),
-        "reconstruction": _pictures(gallery.records(results, curves, record, prefix))
+        "reconstruction": _pictures(gallery.records(results, curves, record, prefix) + gallery.confidences(curves, prefix))
         + _tables(
             tables.attack_table(
                 summary,
@@ -158,7 +163,8 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
                 ("r2", "cosine", "exact", "reidentified", "chance_reidentified", "rero"),
                 name("reconstruction"),
                 power,
-            )
+            ),
+            tables.confidence_table(summary, name("confidence")),
         ),
         "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),
         "utility": _tables(tables.utility_table(results, name("utility")), beside_table(results, name("beside")))
@@ -193,6 +199,15 @@ def _pictures(pictures: list[Picture]) -> list[Block]:
 
 def _tables(*given: Table | None) -> list[Block]:
     return [Block("table", table) for table in given if table is not None and len(table.shown)]
+
+
+def _conventions(results: pd.DataFrame) -> list[Block]:
+    """How membership's rates and areas were read, as their rows say it; older tables say nothing."""
+    if "protocol" not in results.columns:
+        return []
+    told = results.loc[results["goal"].str.startswith("membership"), "protocol"]
+    said = [str(text) for text in dict.fromkeys(told) if isinstance(text, str) and text]
+    return [Block("text", f"Convention of every rate and area: {'; '.join(said)}. {_LEVELS}")] if said else []
 
 
 def _keyed(results: pd.DataFrame, summary: pd.DataFrame, name: str) -> list[Block]:

@@ -17,7 +17,7 @@ from scipy import special
 
 from reports.intervals import Floats, Interval, clopper_pearson, mean_intervals
 
-CONVENTION = "step ROC, score >= threshold is a member, tied scores are called together"
+CONVENTION = "step ROC, score >= threshold is a member, tied scores are called together; the area counts a tied pair one half"
 
 
 class Area(NamedTuple):

@@ -47,7 +47,7 @@ OPTIONAL: Final[dict[str, str]] = {
     "unit": TEXT,
     "budget": "float64",  # 1, 10, 100 times the attack's own
     "checkpoint": "float64",  # the round whose parameters were attacked
-    "protocol": TEXT,
+    "protocol": TEXT,  # of membership and audits: the ROC's convention and what becomes of ties ("reports.roc.CONVENTION"); else ""
     "n_references": "float64",
 }
 CURVES: Final[dict[str, str]] = {
@@ -60,7 +60,7 @@ CURVES: Final[dict[str, str]] = {
     "view": TEXT,
     "key": TEXT,
     "seed": "int64",
-    "curve": TEXT,  # roc, key_curve, reconstruction:<target>:<truth|guess>
+    "curve": TEXT,  # roc, key_curve, confidence (x: as the attack says it, y: 1 where right), reconstruction:<target>:<truth|guess>
     "x": "float64",
     "y": "float64",
 }

@@ -58,6 +58,7 @@ __all__ = [
 SHARES = frozenset(
     {"accuracy", "balanced_accuracy", "macro_f1", "f1_macro", "weighted_f1", "f1_weighted", "auc", "weighted_auc", "auc_weighted", "tpr"}
     | {"exact", "reidentified", "chance_reidentified", "certified", "top_overlap"}
+    | {"confidence_auc", "expected_calibration_error", "expected_calibration_error:perfect", "brier", "brier:share_alone"}
 )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from reports import words
+from reports.calibration import AREA, ERROR, SCORE
 from reports.plots.plane import allowed
 from reports.plots.style import ordered
 from reports.standing import COSTS, NAN, Threat, claims, costs, each, told, utilities
@@ -215,6 +216,15 @@ def attack_table(
     frame = pd.DataFrame(shown)
     caption = f"{words.GOALS.get(goal, goal)}: every attack and control, mean over seeds with 95 % intervals"
     return Table(name, caption, data, frame, tuple(c for c in frame.columns[3:] if c != _WORKS))
+
+
+def confidence_table(summary: pd.DataFrame, name: str) -> Table | None:
+    """Whether an attack knows which of its reconstructions are right (``reports.calibration``); None where no cell could tell."""
+    metrics = (AREA, ERROR, f"{ERROR}:perfect", SCORE, f"{SCORE}:share_alone")
+    if not (summary["metric"].isin(metrics) & summary["value"].notna()).any():
+        return None
+    table = attack_table(summary, "reconstruction", metrics, name)
+    return table and replace(table, caption="Confidence of reconstructions, calibrated on the other seeds, with 95 % intervals over seeds")
 
 
 def missing_table(results: pd.DataFrame, name: str) -> Table | None:

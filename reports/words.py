@@ -134,6 +134,11 @@ METRICS: Final = {
     "auc": "AUC",
     "weighted_auc": "weighted OvR AUC",
     "r2": "R²",
+    "confidence_auc": "AUC of the confidence",
+    "expected_calibration_error": "calibration error",
+    "expected_calibration_error:perfect": "of a perfect one",
+    "brier": "Brier score",
+    "brier:share_alone": "of the share alone",
 }
 KEYS: Final = {"without": "without the key", "none": "no key", "wrong": "wrong key", "right": "right key", "leaked": "leaked key"}
 

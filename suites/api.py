@@ -165,7 +165,8 @@ def _finish(asked: Request, outcome: Outcome, *, report: bool) -> pd.DataFrame:
 
     store = store_of(asked.out)
     try:
-        table, curves = gather.results(asked.plan, store, outcome), gather.curves(asked.plan, store, outcome)
+        curves = gather.curves(asked.plan, store, outcome)
+        table = gather.results(asked.plan, store, outcome, curves)
     except SchemaError as error:
         raise RequestError(f"what the cells wrote is no results table: {error}") from error
     record = gather.record(asked.plan, outcome, store, asked.text, asked.device, asked.command)

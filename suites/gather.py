@@ -14,7 +14,9 @@ from typing import Any
 import pandas as pd
 
 from reports import schema
+from reports.calibration import with_calibration
 from reports.flags import with_flags
+from reports.roc import CONVENTION
 from suites import about, registry
 from suites.closure import combined
 from suites.config import SuiteSpec
@@ -27,8 +29,8 @@ RESULTS_FILE, CURVES_FILE, RECORD_FILE = "results.parquet", "curves.parquet", "r
 _BLANK = {"metric": "", "value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "direction": "higher", "role": "score", "reason": ""}
 
 
-def results(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
-    """One row a metric, in the order of the plan: done, failed and skipped cells alike."""
+def results(plan: Plan, store: Store, outcome: Outcome, curve_table: pd.DataFrame) -> pd.DataFrame:
+    """One row a metric, in the order of the plan: done, failed and skipped cells alike; ``curve_table`` is that of ``curves``."""
     rows: list[dict[str, Any]] = []
     for cell in plan.cells:
         if cell.id in outcome.failed:
@@ -41,10 +43,10 @@ def results(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
     rows.extend({**_BLANK, **skipped.columns, "status": "skipped", "reason": skipped.reason, "seconds": 0.0} for skipped in plan.skipped)
     if not rows:
         return schema.empty()
-    frame = pd.DataFrame([{**row, "schema_version": schema.SCHEMA_VERSION} for row in rows])
+    frame = pd.DataFrame([{**row, "protocol": _protocol(row), "schema_version": schema.SCHEMA_VERSION} for row in rows])
     ordered = [*schema.RESULTS, *(name for name in frame.columns if name not in schema.RESULTS)]
     table = frame[ordered].astype({name: kind for name, kind in schema.RESULTS.items() if kind != schema.TEXT})
-    return schema.validate(with_flags(table))
+    return schema.validate(with_flags(with_calibration(table, curve_table)))
 
 
 def curves(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:
@@ -126,6 +128,11 @@ def write(out: Path, table: pd.DataFrame, curve_table: pd.DataFrame, made_with: 
         _atomically(out / RESULTS_FILE, lambda path: table.to_parquet(path, index=False))
         _atomically(out / CURVES_FILE, lambda path: curve_table.to_parquet(path, index=False))
         _atomically(out / RECORD_FILE, lambda path: path.write_text(json.dumps(made_with, indent=1, sort_keys=False)))
+
+
+def _protocol(row: Mapping[str, Any]) -> str:
+    """How scores are told apart, ties included, where a row is about a yes or no of each record."""
+    return CONVENTION if str(row["goal"]).partition(":")[0] in ("membership", "audit") else ""
 
 
 _TRAINING = {"goal": "utility", "role": "utility"}

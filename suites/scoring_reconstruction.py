@@ -85,7 +85,7 @@ def score_reconstruction(
             mean("pearson_raw", _by_target(_cosine(_centred(flat_raw), _centred(real_raw)), true)),
             mean(f"top{TOP}_overlap_raw", _by_target(_overlap(flat_raw, real_raw), true)),
         ]
-    measures += _certified(guess, exact, true)
+    measures += _certified(guess, exact, true, said)
     measures += [mean(f"r2:{name}", value, role="control") for name, value in fits.items()]
     measures += _chance(true, public, len(pool), rng)
     if undefined:
@@ -98,6 +98,19 @@ def match(guess: Tensor, truth: Tensor) -> Tensor:
     return torch.from_numpy(_matched(_array(guess), _array(truth)))
 
 
+def explained(value: object, truth: Sequence[Tensor]) -> tuple[Floats, Floats]:
+    """R² against the public mean: one a target [targets], over all its records, and one a record, in the guess's order [records]."""
+    true = [_array(one) for one in truth]
+    said, _ = _said(value, true)
+    each = []
+    for guess, real in zip(said, true):
+        order = _order(guess, real)
+        own = np.empty(len(real))
+        own[order] = 1 - ((guess[order] - real) ** 2).sum(1) / np.maximum((real**2).sum(1), 1e-30)
+        each.append(own)
+    return _r2([_matched(a, b) for a, b in zip(said, true)], true), np.concatenate(each)
+
+
 def _leakage(fit: Floats, floor: Floats, name: str) -> Measure:
     """(R² - prior) / (1 - prior), unclipped, paired over targets."""
     room = float((1 - floor).mean())
@@ -108,14 +121,17 @@ def _leakage(fit: Floats, floor: Floats, name: str) -> Measure:
     return Measure("leakage", value, low, high, len(fit), "higher", "score", "no interval: one target" if len(fit) == 1 else "")
 
 
-def _certified(guess: Guess, exact: NDArray[np.bool_], true: Sequence[Floats]) -> list[Measure]:
+def _certified(guess: Guess, exact: NDArray[np.bool_], true: Sequence[Floats], said: Sequence[Floats]) -> list[Measure]:
     """What share the attack verified without the truth, and how much of that is exact."""
     if guess.certified is None:
         return []
     mark = guess.certified.detach().cpu().reshape(-1).bool().numpy()
     if len(mark) == len(true):
         mark = np.repeat(mark, [len(one) for one in true])
-    if len(mark) != len(exact):
+    elif len(mark) == len(exact):  # of records: in the guess's order, while ``exact`` is in the truth's
+        parts = np.split(mark, np.cumsum([len(one) for one in true])[:-1])
+        mark = np.concatenate([part[_order(a, b)] for part, a, b in zip(parts, said, true)])
+    else:
         raise ValueError(f"certified marks {len(mark)} things, but there are {len(true)} targets with {len(exact)} records; mark either")
     return [proportion("certified", int(mark.sum()), len(mark)), proportion("certified_exact", int((mark & exact).sum()), int(mark.sum()))]
 
@@ -153,11 +169,16 @@ def _said(value: object, true: Sequence[Floats], who: str = "the guess") -> tupl
 
 
 def _matched(said: Floats, true: Floats) -> Floats:
+    return said if len(true) == 1 else said[_order(said, true)]
+
+
+def _order(said: Floats, true: Floats) -> NDArray[np.intp]:
+    """Which guess stands for each true record."""
     if len(true) == 1:
-        return said
+        return np.zeros(1, dtype=np.intp)
     distance = ((said[:, None] - true[None]) ** 2).sum(-1) if said.size * len(true) < 2**24 else _squared(said, true)
     rows, columns = linear_sum_assignment(distance.T)
-    return said[columns[np.argsort(rows)]]
+    return np.asarray(columns[np.argsort(rows)])
 
 
 def _r2(said: Sequence[Floats], true: Sequence[Floats]) -> Floats:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reports.calibration import CONFIDENCE
 from suites import registry, transcript
 from suites.auditing.insertion import SITE
 from suites.bench import CLAIM, REFERENCES, Bench, Row, cell_columns, row
@@ -45,6 +46,7 @@ from suites.scoring import (
     score_vectors,
 )
 from suites.scoring_audit import score_audit
+from suites.scoring_confidence import confidence_measures, confidence_pairs
 from suites.scoring_rero import rero_measures
 from suites.scoring_units import unit_measures
 
@@ -257,7 +259,10 @@ class Trial:
     def _score_reconstruction(self, attack: Attack, guess: Guess) -> tuple[list[Measure], list[Row]]:
         cut = self._inverted()
         truth = [records[:, cut] for records in self._records(attack)[: len(guess.value)]]
-        guess = replace(guess, value=[records[:, cut] for records in guess.value])
+        trust = guess.confidence
+        if trust is not None and trust.ndim == 2 and trust.shape[1] == self.bench.prepared.pool.x.shape[1]:
+            trust = trust[:, cut]
+        guess = replace(guess, value=[records[:, cut] for records in guess.value], confidence=trust)
         controls: dict[str, list[Tensor]] = {}
         for name in _PRIORS:
             control = registry.find("attacks", name).make()
@@ -281,6 +286,10 @@ class Trial:
             for i, v in enumerate(value[0])
             if drawable
         ]
+        pairs = confidence_pairs(guess, truth)
+        if pairs is not None:  # no record, but two numbers each, so of any cohort
+            measures += confidence_measures(pairs)
+            curves += [{"curve": CONFIDENCE, "x": float(x), "y": float(y)} for x, y in zip(pairs.confidence, pairs.right)]
         return measures, curves
 
     def _inverted(self) -> slice:

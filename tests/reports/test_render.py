@@ -363,3 +363,21 @@ def test_the_digest_under_reproduction_is_the_contents_own() -> None:
 
     assert shown({"cohort": {"digest": "a6cc08"}, "data_digest": "named pbmc68k"})["Data (SHA-256 of the content)"] == "a6cc08"
     assert shown({"data_digest": "77aa0c51"})["Data (SHA-256 of the content)"] == "77aa0c51"
+
+
+def test_the_convention_of_the_rocs_is_told_as_the_rows_name_it(tmp_path: Path) -> None:
+    """Older tables have no such column and load as ever; a run compared with one is still paired by seed."""
+    table, lines = small()
+    spoken = table.assign(protocol=np.where(table["goal"] == "membership", "steps, ties together", ""))
+
+    def told(held: pd.DataFrame) -> list[str]:
+        membership = next(part for part in page.sections(held, lines, record()) if part.name == "membership")
+        return [block.value for block in membership.blocks if block.kind == "text"]
+
+    assert [text for text in told(spoken) if "Convention of every rate and area: steps, ties together. Intervals hold both levels" in text]
+    assert told(schema.validate(table)) == []
+    assert told(table.assign(protocol="")) == []
+    beside = compare.beside(spoken, table)
+    utility = beside[beside["measure"] == "accuracy"]
+    assert len(utility) == 2
+    assert (utility["difference"] == 0).all()
