@@ -1,5 +1,6 @@
 """Label counts come out whole, sum to the batch and are exact at a fresh model."""
 
+import numpy as np
 import pytest
 import torch
 from observations import mlp, normal, probe, wire
@@ -10,13 +11,14 @@ from attacks.gradient_inversion.labels import label_counts, label_list, whole
 F, K = 200, 14
 
 
-@pytest.mark.parametrize("size", [1, 4, 8, 16, 32])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32])
 def test_counts_are_exact_in_twenty_of_twenty(size: int) -> None:
-    module = mlp([F, 64, 64, K], seed=size)
-    outputs = functional_call(module, wire(module), (normal(512, F, seed=50),)).detach()
+    """MLP 1000-64-64-14, standard normal records; the adversary draws 512 of its own."""
+    module = mlp([1000, 64, 64, K], seed=size)
+    outputs = functional_call(module, wire(module), (normal(512, 1000, seed=50),)).detach()
     for trial in range(20):
-        y = torch.from_numpy(__import__("numpy").random.default_rng(trial).integers(0, K, size))
-        counts = label_counts(probe(module, normal(size, F, seed=100 + trial), y), K, outputs)
+        y = torch.from_numpy(np.random.default_rng(trial).integers(0, K, size))
+        counts = label_counts(probe(module, normal(size, 1000, seed=100 + trial), y), K, outputs)
         assert counts is not None
         assert counts.tolist() == torch.bincount(y, minlength=K).tolist()
 

@@ -50,9 +50,10 @@ def test_batches_come_back_exactly_and_are_certified(batch: int) -> None:
 
 
 def test_five_unrolled_steps_of_eight_records() -> None:
-    seen, truth = lab(8, optimiser="sgd", steps=5, lr=0.05)
+    """MLP 1000-64-64-14, standard normal records, three draws."""
+    seen, truth = lab(8, 3, features=1000, classes=14, optimiser="sgd", steps=5, lr=0.05)
     guess = run(seen, budget=250)
-    assert r2([matched(guess.value[0], truth[0])], truth) >= 0.99
+    assert min(r2([matched(g, t)], [t]) for g, t in zip(guess.value, truth)) >= 0.99
 
 
 def test_one_step_is_as_good_as_a_gradient() -> None:
