@@ -68,9 +68,14 @@ def test_gaps_are_filled_by_auxiliary_records_and_no_training_record_moves_an_in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", SUITES)
-def test_the_centralised_network_holds_its_own_beside_logistic_regression(suite: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within four points over ten seeds: about 90, 65 and 25 test records a seed, so that three seeds of PAM50 say nothing yet."""
+@pytest.mark.parametrize(("suite", "least"), [("proteomics", 0.0), ("proteomics_tumour", -0.01), ("proteomics_pam50", -0.04)])
+def test_the_centralised_network_holds_its_own_beside_logistic_regression(
+    suite: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On average over ten seeds, with as much room as that many test records (about 90, 65 and 25 a seed) leave to chance.
+
+    Cancer classes leave it none: the network is ahead. Tumour against normal is all but solved by either.
+    """
     monkeypatch.setenv("INFL_BENCH_DATA", str(real()))
     gaps = []
     for seed in range(10):
@@ -79,4 +84,4 @@ def test_the_centralised_network_holds_its_own_beside_logistic_regression(suite:
         found = bench.utilities(bench.predict(trained.secret), trained.finals[0])
         gaps.append({m.metric: m.value for m in bench.yardsticks(found)}["accuracy:above_logistic_regression"])
         print(suite, seed, found["accuracy"], gaps[-1])
-    assert sum(gaps) / len(gaps) >= -0.04
+    assert sum(gaps) / len(gaps) >= least
