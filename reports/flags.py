@@ -38,8 +38,8 @@ def flag_results(df: pd.DataFrame) -> pd.DataFrame:
     no_power: on FedAvg the attack's leakage is not above the prior, so its silence elsewhere means nothing. above_oracle: it leaks more
     than the truth itself. still_improving: the largest budget leaks clearly more than the one before. oblivious_beats_aware: without the
     key it leaks clearly more than with it, so the attack that holds the key was not tried hard enough. insensitive: a metric of utility
-    in which training, or federating, makes no clear difference. untrained_is_as_good, simple_is_as_good: a network that does not stand out
-    beside its own start, or beside the field's simple method.
+    in which training, or federating, makes no clear difference. floor_is_as_good, untrained_is_as_good, simple_is_as_good: a network that
+    is not shown to be ahead of guessing without features, of its own start, or of the field's simple method.
     """
     held = scored(df)
     found = [*_no_power(held), *_above_oracle(held), *_still_improving(held), *_oblivious(held), *insensitive(df), *beside(df)]

@@ -167,6 +167,7 @@ class SuiteSpec(Strict):
     budget: float = Field(default=1.0, gt=0)
     probes: tuple[ProbeSpec, ...] = ()
     defenses: tuple[str, ...] = Field(min_length=1)
+    utility_only: tuple[str, ...] = ()  # trained beside the defenses for their utility alone: no attack looks at them
     attacks: tuple[str, ...] = ()
     threats: tuple[ThreatSpec, ...] = (ThreatSpec(),)
     engine: EngineSpec = EngineSpec()
@@ -254,6 +255,8 @@ def override(spec: SuiteSpec, **changes: Any) -> SuiteSpec:
         changed = tuple(override(part, **changes) for part in spec.parts)
         shared = {key: getattr(changed[0], key) for key in type(spec).model_fields if key not in ("title", "parts")}
         return spec.model_copy(update={**shared, "parts": changed, "title": changes.get("title") or spec.title})
+    if changes.get("defenses") is not None:  # whoever names the defenses means these and no others
+        changes = {"utility_only": (), **changes}
     given = {**spec.model_dump(), **{key: value for key, value in changes.items() if value is not None}}
     try:
         return SuiteSpec.model_validate(given)
@@ -283,7 +286,7 @@ def _anchor(spec: SuiteSpec, folder: Path) -> SuiteSpec:
         layers = (layer.partition(":") for layer in ref.split("+"))
         return "+".join(near(head) + colon + rest if is_file_ref(head) else head + colon + rest for head, colon, rest in layers)
 
-    changes: dict[str, Any] = {key: tuple(plugin(ref) for ref in getattr(spec, key)) for key in ("defenses", "attacks")}
+    changes: dict[str, Any] = {key: tuple(plugin(ref) for ref in getattr(spec, key)) for key in ("defenses", "utility_only", "attacks")}
     changes["task"] = plugin(spec.task)
     if spec.data.path is not None:
         changes["data"] = spec.data.model_copy(update={"path": type(spec.data.path)(near(str(spec.data.path)))})

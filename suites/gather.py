@@ -83,7 +83,7 @@ def record(plan: Plan, outcome: Outcome, store: Store, text: str, device: str, c
         "seeds": list(range(plan.suite.seeds)),
         "cohort": about.cohort(plan, store),
         "parts": [_part(part, plan, store) for part in plan.suite.parts],
-        "cards": about.cards(list(dict.fromkeys(ref for part in plan.suite.each for ref in part.defenses))),
+        "cards": about.cards(list(dict.fromkeys(ref for part in plan.suite.each for ref in (*part.defenses, *part.utility_only)))),
         "attacks": about.attacks(plan),
         "receipts": _receipts(plan, store),
         "data_digest": plan.data,

@@ -122,13 +122,14 @@ class _Planner:
         self.suite, self.functions = suite, functions
         self.task = registry.find("tasks", suite.task)
         self.defenses = [registry.stack(ref) for ref in dict.fromkeys(suite.defenses)]
+        self.unattacked = [registry.stack(ref) for ref in dict.fromkeys(suite.utility_only)]
         self.attacks = [registry.find("attacks", ref) for ref in ensembles.expanded(suite.attacks)]
         for attack in self.attacks:
             if attack.goal is None:
                 raise RequestError(
                     f"attack '{attack.label}' states no goal in plain sight; give its class a line such as goal = 'membership'"
                 )
-        _refuse_twins([registry.label(layers) for layers in self.defenses], "defenses")
+        _refuse_twins([registry.label(layers) for layers in (*self.defenses, *self.unattacked)], "defenses and utility_only")
         _refuse_twins([attack.label for attack in self.attacks], "attacks")
         _refuse_twins([f"view {t.view_label}, key {t.key_label}, unit {t.unit}" for t in suite.threats], "threats")
         self.data = data_digest(suite.data)
@@ -144,6 +145,7 @@ class _Planner:
     def plan(self) -> Plan:
         trained = [(layers, seed, self._train(layers, seed)) for layers in self.defenses for seed in range(self.suite.seeds)]
         cells = [cell for _, _, cell in trained]
+        cells += [self._train(layers, seed) for layers in self.unattacked for seed in range(self.suite.seeds)]
         skipped: list[Skipped] = []
         for layers, seed, target in trained:
             attacks = [item for attack in self.attacks for item in self._on(layers, attack, target, seed)]

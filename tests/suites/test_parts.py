@@ -36,6 +36,21 @@ def two(text: str = TEXT) -> SuiteSpec:
     return parse(text, Path("two.yaml"))
 
 
+def test_what_is_trained_for_utility_alone_has_rows_of_utility_and_brings_the_simple_methods(tmp_path: Path) -> None:
+    text = TEXT.replace("seeds: 2", "seeds: 1").replace(
+        "attacks: [loss_threshold]\n", "attacks: [loss_threshold]\nutility_only: [centralized]\n", 1
+    )
+    (tmp_path / "two.yaml").write_text(text)
+    found = api.run(tmp_path / "two.yaml", out=tmp_path / "out", workers=1, report=True)
+    alone = found[found["defense"] == "centralized"]
+    assert not (found["status"] == "failed").any()
+    assert set(alone["goal"]) == {"utility", "cost"}
+    assert set(alone["attack"]) == {""}
+    assert {"accuracy:above_logistic_regression", "pearson_delta:above_additive_model"} <= set(alone["metric"])
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "Utility minus that of each control on the same seed" in page
+
+
 def test_a_part_is_the_suite_but_for_what_it_says() -> None:
     first, second = two().parts
     assert (first.task, second.task) == ("classification:dropout=0", "perturbation:hidden=8")

@@ -60,6 +60,26 @@ def test_references_come_in_whole_chunks_and_do_not_depend_on_their_number(suite
     assert set(other.inputs) == {"train"}
 
 
+def test_what_is_trained_for_its_utility_alone_adds_trainings_and_no_attack(suite: Path) -> None:
+    plain = planned(suite, utility_only=[])
+    more = planned(suite, utility_only=["centralized", "local_only"])
+    before, after = named(plain), named(more)
+    assert before.items() <= after.items()
+    added = sorted(title for title in after if title not in before)
+    assert added == [f"train / {name} / seed {seed}" for name in ("centralized", "local_only") for seed in (0, 1)]
+    assert more.skipped == plain.skipped
+    assert not config.override(more.suite, defenses=["fedavg"]).utility_only  # who names the defenses means no others
+    with pytest.raises(RequestError, match=r"defenses and utility_only holds 'fedavg' twice"):
+        planned(suite, defenses=["fedavg"], utility_only=["fedavg"])
+
+
+def test_every_part_of_standard_stands_beside_simple_methods_and_sites_alone() -> None:
+    for part in config.load("standard")[0].each:
+        assert part.utility_only == ("centralized", "local_only")
+        assert len(part.defenses) == 5
+        assert not {"centralized", "local_only"} & set(part.defenses)
+
+
 def test_no_references_are_trained_that_nobody_reads(suite: Path) -> None:
     assert not [c for c in planned(suite, attacks=[str(suite.parent / "first.py:First")]).cells if c.stage == "reference"]
 
