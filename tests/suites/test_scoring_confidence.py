@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +15,15 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from attacks.gradient_inversion.closed_form import ClosedForm
 from reports.roc import CONVENTION
-from suites import gather
-from suites.contracts import Guess, Records
+from suites import gather, referee
+from suites.bench import Bench
+from suites.contracts import Guess, Records, Threat
 from suites.randomness import stream
 from suites.scoring import score_reconstruction
 from suites.scoring_confidence import RIGHT, confidence_measures, confidence_pairs
+from suites.trial import Trial
 
 F = 32
 
@@ -143,3 +147,31 @@ def test_pairs_of_the_cells_become_calibrated_rows_and_rocs_name_their_conventio
     assert "step ROC" in CONVENTION
     older = gather.results(plan, store, outcome, curve_table.iloc[:0])
     pd.testing.assert_frame_equal(older, table[~table["metric"].str.startswith(("expected", "brier"))].reset_index(drop=True))
+
+
+def test_a_trial_gives_the_pairs_of_an_attack_that_says_how_sure_it_is(tmp_path: Path) -> None:
+    """Closed form: exact on single records, a mixture of four; an attack without a confidence leaves rows and curves as they were."""
+    spec = {
+        "suite": "confidence", "task": "classification:dropout=0", "data": {"name": "synthetic"}, "seed": 0, "defense": "fedavg",
+        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2}, "partition": {"kind": "iid", "sites": 2},
+        "federation": {"rounds": 1, "local": {"epochs": 1, "batch": 30}},
+        "probes": [{"gradients": 3, "batch": 1, "round": 0}, {"gradients": 2, "batch": 4, "round": 0}],
+    }  # fmt: skip
+    referee.train_cell(spec, tmp_path)
+    trial = Trial(Bench(spec, tmp_path / "prepared"), Threat(), tmp_path, [])
+    where = {"goal": "reconstruction", "attack": "closed_form", "view": "server", "key": "none"}
+    rows, lines = trial.run(ClosedForm(), "closed_form", where)
+    pairs = [(line["x"], line["y"]) for line in lines if line["curve"] == "confidence"]
+    assert [right for _, right in pairs] == [1.0] * 6 + [0.0] * 4
+    assert min(x for x, right in pairs if right) > max(x for x, right in pairs if not right)
+    named = [row["metric"] for row in rows]
+    assert next(row["value"] for row in rows if row["metric"] == "confidence_auc") == 1
+    mute, rest = trial.run(_Mute(), "closed_form", where)
+    assert [row for row in rows if row["metric"] != "confidence_auc"] == mute
+    assert [line for line in lines if line["curve"] != "confidence"] == rest
+    assert named.count("confidence_auc") == 1
+
+
+class _Mute(ClosedForm):
+    def run(self, seen: Any, rng: torch.Generator) -> Guess:
+        return replace(super().run(seen, rng), confidence=None)
