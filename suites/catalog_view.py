@@ -48,13 +48,14 @@ def _needs(plugin: registry.Plugin) -> str:
     return ", ".join(sorted(plugin.facts.parameters or ()))
 
 
-def check(ref: str) -> int:
-    """Run the contract's tests on a plug-in, or on a stack of defenses; 0 if all hold."""
+def check(ref: str, patience: float | None = None) -> int:
+    """Run the contract's tests on a plug-in, or on a stack of defenses; 0 if all hold. ``patience`` as in ``suites.checks.main``."""
     if "+" in ref:
-        return int(import_module("suites.checks").main("defenses", "+".join(layer.ref for layer in registry.stack(ref))))
+        stack = "+".join(layer.ref for layer in registry.stack(ref))
+        return int(import_module("suites.checks").main("defenses", stack, patience))
     kind: registry.Kind = _kind(ref)
     plugin = registry.find(kind, ref)
-    return int(import_module("suites.checks").main(kind, plugin.ref))
+    return int(import_module("suites.checks").main(kind, plugin.ref, patience))
 
 
 def _kind(ref: str) -> registry.Kind:

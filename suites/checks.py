@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from reports.flags import flag_results
 from suites.checks_attack import check_attack
+from suites.checks_budget import Limits
 from suites.checks_defense import check_defense
 from suites.checks_draws import Draws, similarity
 from suites.checks_flags import flag_messages
@@ -21,11 +22,11 @@ __all__ = ["CheckResult", "Draws", "check_attack", "check_defense", "eliminate",
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "warn": "warn", "skip": "-   "}
 
 
-def main(kind: str, ref: str) -> int:
-    """Print what each check found; 1 if any failed."""
+def main(kind: str, ref: str, patience: float | None = None) -> int:
+    """Print what each check found; 1 if any failed. ``patience``: seconds that one attack on a secret may take."""
     results: Sequence[CheckResult] = check_attack(ref) if kind == "attacks" else check_defense(ref)
     if kind == "defenses" and all(result.verdict != "fail" for result in results):
-        results = [*results, *eliminate(ref)]
+        results = [*results, *eliminate(ref, Limits() if patience is None else Limits(patience=patience))]
     for result in results:
         print(f"{_MARKS[result.verdict]}  {result.name}: {result.detail}")
     failed = sum(result.verdict == "fail" for result in results)

@@ -2,43 +2,55 @@
 
 For any defense with a secret, on the small federation of the checks, without a line about any particular defense: is the secret in a
 message; does it enter a layer in closed form; is it low-dimensional enough to be optimised away; can it be searched; does an invariant
-remain without it; what do a wrong key, a fraction of the key and one colluding site open. A hit is a warning, since a defense may promise
-less than it hides; the contract's own promises stay with ``suites.checks_defense``. Attacks are found by name, as everywhere, and run at
-1, 10 and 100 times their budget.
+remain without it; do known plaintexts, principal axes or marginals undo it; what do a wrong key, a fraction of the key and one colluding
+site open, and what does that site read of the others. A hit is a warning, since a defense may promise less than it hides; the contract's
+own promises stay with ``suites.checks_defense``. Attacks are found by name, as everywhere, and each looks at the scene in which it shows
+its power (``Ground``). Each is run at 1, 10 and 100 times its budget until it hits; every line says how far it got and why it stopped there
+(``suites.checks_budget``).
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
 from suites import registry
 from suites.checks_attack import Examination
+from suites.checks_budget import Found, Limits, Scores, tried
 from suites.checks_result import CheckResult
 from suites.checks_stage import SITES, Stage
-from suites.contracts import Defense, Probe, Secret, Skip, Threat
+from suites.contracts import Defense, Ground, Probe, Secret, Skip, Threat
 from suites.observation import why_not
-from suites.scoring import Measure
 from suites.stack import Stack
 
-_MESSAGES = {  # what is sent of the first records of each site: optimiser, steps, rate
-    "gradient": ("gradient", 1, 0.0),
-    "one step of SGD": ("sgd", 1, 5e-4),
-    "20 steps of SGD": ("sgd", 20, 5e-4),
-    "one step of Adam": ("adam", 1, 1e-3),
-    "20 steps of Adam": ("adam", 20, 1e-3),
+_LEARNT = Ground(factors=4)  # where few directions hold most, a model is learnt well enough for a key to open something
+_SEEDS = 256  # keys tried at the plain budget
+_MESSAGES = {  # what is sent of the first records of each site: optimiser, steps, rate, momentum (whose first step is plain SGD's)
+    "gradient": ("gradient", 1, 0.0, 0.0),
+    "one step of SGD": ("sgd", 1, 5e-4, 0.0),
+    "20 steps of SGD": ("sgd", 20, 5e-4, 0.0),
+    "20 steps of SGD with momentum": ("sgd", 20, 5e-4, 0.9),
+    "one step of Adam": ("adam", 1, 1e-3, 0.0),
+    "20 steps of Adam": ("adam", 20, 1e-3, 0.0),
 }
 _BATCH = 8
-_PATIENCE = 60.0  # seconds that one run may take
 _INVARIANTS = {  # attack -> what it shows to survive
     "closed_form": "inputs in closed form",
     "norms": "lengths",
     "gram_search": "inner products",
+    "known_plaintext": "records beside known plaintexts",
+    "principal_components": "principal axes, class means and marginals",
     "joint_key": "one record beside an optimised key",
     "span": "row space",
     "row_space": "rows by search",
+}
+_HOLDERS = {  # who holds the key, and what they read with it of the records of others
+    "one colluding site reads the others' records": ("ladder_of_sum", Threat("site", "right")),
+    "one colluding site reads the others' membership": ("span_of_sum", Threat("site", "right")),
+    "a server to which one site lent its key reads records": ("ladder", Threat("server", "leaked")),
 }
 
 
@@ -51,23 +63,40 @@ class _Sending(Stage):
 
     @property
     def probes(self) -> list[Probe]:
-        optimiser, steps, rate = _MESSAGES[self.kind]
+        optimiser, steps, rate, momentum = _MESSAGES[self.kind]
         rows = tuple(tuple(self.sites[site][:_BATCH].tolist()) for site in range(SITES))
-        return [Probe(self.kind, 0, rows, optimiser, steps, rate)]  # type: ignore[arg-type]
+        return [Probe(self.kind, 0, rows, optimiser, steps, rate, momentum)]  # type: ignore[arg-type]
 
 
-def eliminate(ref: str, *, budgets: Sequence[int] = (1, 10, 100), planned: Sequence[Defense] | None = None) -> list[CheckResult]:
-    """What remains of the secret of ``ref`` at growing ``budgets`` (multiples of each attack's own); an empty list where it has none."""
+def eliminate(ref: str, limits: Limits = Limits(), *, planned: Sequence[Defense] | None = None) -> list[CheckResult]:  # noqa: B008 (frozen)
+    """What remains of the secret of ``ref`` at growing budgets; an empty list where it has none."""
     layers = [plugin.make() for plugin in registry.stack(ref)] if planned is None else list(planned)
     demanded = max((layer.minimum for layer in layers), default=1)
     for layer in layers:
         layer.minimum = 1
-    stage = Stage(Stack(layers))
+    scenes = Scenes(layers)
+    stage = scenes(Ground())
     if stage.trained.secret is None:
         return []
     said = f"looks at messages of 1 and {_BATCH} records; the defense demands {demanded}, refuses those and promises nothing for them"
     below = [CheckResult("below the minimum", "warn", said)] if demanded > _BATCH else []
-    return [*below, *_in_sight(stage), *_enters_a_layer(layers), *_remains(stage, budgets), *_keys(stage)]
+    found = [*_in_sight(stage), *_enters_a_layer(layers), *_remains(scenes, limits), *_keys(scenes(_LEARNT)), searched(stage, limits)]
+    return [*below, *found, *_held(scenes, limits)]
+
+
+class Scenes:
+    """The small federation under these layers, in each scene that an attack names for itself; trained once each."""
+
+    def __init__(self, layers: Sequence[Defense]) -> None:
+        self.layers = layers
+        self._held: dict[Ground, Stage] = {}
+
+    def __call__(self, ground: Ground) -> Stage:
+        """What is sent and known is the attack's business; the defense, its faults and its key space are not."""
+        plain = replace(ground, defense="", flaws=frozenset(), keys=0, known_pairs=0)
+        if plain not in self._held:
+            self._held[plain] = Stage(Stack(self.layers), ground=plain)
+        return self._held[plain]
 
 
 def _in_sight(stage: Stage) -> Iterator[CheckResult]:
@@ -96,85 +125,84 @@ def _spelt(secret: Secret, text: str) -> bool:
 
 
 def _enters_a_layer(layers: Sequence[Defense]) -> Iterator[CheckResult]:
-    for kind, (optimiser, _, _) in _MESSAGES.items():
-        name = f"secret in closed form from {kind}"
-        stage = _Sending(layers, kind)
-        scores = _attempt(stage, f"key_vector:optimiser={optimiser}")
-        if isinstance(scores, str):
-            yield CheckResult(name, "pass", scores)
-            continue
+    def judge(_: Any, scores: Scores) -> Found:
         error, cosine = scores["relative_error"].value, scores["cosine"].value
-        yield _found(name, cosine > 0.7, f"relative error {error:.1e}, cosine {cosine:.3f} with what the key makes of itself")
+        return Found(cosine > 0.7, f"relative error {error:.1e}, cosine {cosine:.3f} with what the key makes of itself")
+
+    for kind, (optimiser, *_) in _MESSAGES.items():
+        stage, ref = _Sending(layers, kind), f"key_vector:optimiser={optimiser}"
+        yield _line(f"secret in closed form from {kind}", tried(ref, partial(_attempt, stage, ref), judge, Limits()), idle="pass")
 
 
-def _remains(stage: Stage, budgets: Sequence[int]) -> Iterator[CheckResult]:
-    """Each attack at growing budgets until it hits, or until the next would take longer than a check may."""
+def _remains(scenes: Scenes, limits: Limits) -> Iterator[CheckResult]:
     for attack, what in _INVARIANTS.items():
-        name, hit, seconds = f"without the key: {what} ({attack})", False, 0.0
-        shown: list[str] = []
-        for times in budgets:
-            ref = _budgeted(attack, times)
-            if times > 1 and (ref is None or hit or seconds * 10 > _PATIENCE):
-                break
-            started = time.perf_counter()
-            scores = _attempt(stage, ref or attack)
-            seconds = time.perf_counter() - started
-            if isinstance(scores, str):
-                shown = []
-                break
-            hit = scores["leakage"].low > 0
-            if "reidentified" in scores:
-                hit = hit or scores["reidentified"].low > 2 * scores["chance_reidentified"].value
-            parts = [f"{metric} {scores[metric].value:.2f}" for metric in ("exact", "reidentified", "auc") if metric in scores]
-            shown.append(
-                ", ".join(
-                    [f"{times}x budget: leakage {scores['leakage'].value:.3f}" if ref else f"leakage {scores['leakage'].value:.3f}", *parts]
-                )
-            )
-        yield _found(name, hit, "; ".join(shown)) if shown else CheckResult(name, "skip", str(scores))
+        ground: Ground = getattr(registry.find("attacks", attack).load(), "ground", Ground())
+        run = partial(_attempt, scenes(ground), attack, threat=Threat(known_pairs=ground.known_pairs))
+        yield _line(f"without the key: {what} ({attack})", tried(attack, run, _read, limits))
+
+
+def _held(scenes: Scenes, limits: Limits) -> Iterator[CheckResult]:
+    """What whoever holds the key reads of records that are not theirs."""
+    for who, (attack, threat) in _HOLDERS.items():
+        yield _line(f"{who} ({attack})", tried(attack, partial(_attempt, scenes(Ground()), attack, threat=threat), _read, limits))
+
+
+def _read(_: Any, scores: Scores) -> Found:
+    """Records or their membership: a hit beyond what a guess without the message reaches, or records pointed out among candidates."""
+    hit = scores["leakage"].low > 0
+    if "reidentified" in scores:
+        hit = hit or scores["reidentified"].low > 2 * scores["chance_reidentified"].value
+    parts = [f"{metric} {scores[metric].value:.2f}" for metric in ("exact", "reidentified", "auc") if metric in scores]
+    return Found(hit, ", ".join([f"leakage {scores['leakage'].value:.3f}", *parts]))
 
 
 def _keys(stage: Stage) -> Iterator[CheckResult]:
-    yield _opens("wrong keys", _attempt(stage, "open_with_wrong_keys"))
+    yield _opens("wrong keys", "open_with_wrong_keys", stage, Threat())
     for fraction in (0.1, 0.5, 0.9):
-        yield _opens(f"{fraction:.0%} of the key", _attempt(stage, "open_with_held_key", Threat(key="partial", key_fraction=fraction)))
-    yield _opens("one colluding site", _attempt(stage, "open_with_held_key", Threat(key="leaked")))
-    plugin = registry.find("attacks", "seed_search:budget=256")
-    attack: Any = plugin.make()
-    scores = _attempt(stage, plugin.ref, attack=attack)
-    if isinstance(scores, str):
-        yield CheckResult("searched", "pass", scores)
-    else:
-        seconds = getattr(attack, "seconds_for_all", math.nan)
+        yield _opens(f"{fraction:.0%} of the key", "open_with_held_key", stage, Threat(key="partial", key_fraction=fraction))
+    yield _opens("one colluding site", "open_with_held_key", stage, Threat(key="leaked"))
+
+
+def _opens(who: str, ref: str, stage: Stage, threat: Threat) -> CheckResult:
+    def run(attack: Any) -> Scores | str:
+        scores = _attempt(stage, ref, attack, threat=threat)
+        return scores["leakage"].reason if not isinstance(scores, str) and not math.isfinite(scores["leakage"].value) else scores
+
+    def judge(_: Any, scores: Scores) -> Found:
+        return Found(scores["leakage"].value > 0.5, f"{scores['leakage'].value:.2f} of the right key's use above the majority guess")
+
+    return _line(f"opened by {who}", tried(ref, run, judge, Limits()))
+
+
+def searched(stage: Stage, limits: Limits = Limits()) -> CheckResult:  # noqa: B008 (frozen)
+    """Whether the key is drawn from so few bits that trying them finds it, and how long all of them take."""
+
+    def judge(attack: Any, _: Scores) -> Found:
         done = f"found as number {attack.tried}" if attack.found else f"not among {attack.tried} tried"
-        yield _found("searched", True, f"{done}; all {attack.total} take {seconds:.0f} s at this rate")
+        left = "" if attack.tried < attack.total else "all keys tried"
+        return Found(bool(attack.found), f"{done}; all {attack.total} take {attack.seconds_for_all:.0f} s at this rate", left)
+
+    ref = f"seed_search:budget={_SEEDS}"
+    found = tried(ref, partial(_attempt, stage, ref), judge, limits)
+    if isinstance(found, str):
+        return CheckResult("searched", "pass", found)
+    return CheckResult("searched", "warn", found.shown)  # few enough keys to be tried are too few, found yet or not
 
 
-def _opens(who: str, scores: dict[str, Measure] | str) -> CheckResult:
-    name = f"opened by {who}"
-    if isinstance(scores, str):
-        return CheckResult(name, "skip", scores)
-    if not math.isfinite(scores["leakage"].value):
-        return CheckResult(name, "skip", scores["leakage"].reason)
-    return _found(name, scores["leakage"].value > 0.5, f"{scores['leakage'].value:.2f} of the right key's use above the majority guess")
-
-
-def _attempt(stage: Stage, ref: str, threat: Threat | None = None, *, attack: Any = None) -> dict[str, Measure] | str:
+def _attempt(stage: Stage, ref: str, attack: Any, *, threat: Threat = Threat()) -> Scores | str:  # noqa: B008 (frozen)
     """An attack's scores on this federation, or why there are none."""
     try:
-        attack = registry.find("attacks", ref).make() if attack is None else attack
-        reason = why_not(attack, "server", stage.stack, has_references=False)
-        if reason is not None:
-            return reason
-        return Examination(attack, ref, stage=stage).scored(threat or Threat())
+        reason = why_not(attack, threat.view, stage.stack, has_references=False)
+        return Examination(attack, ref, stage=stage).scored(threat) if reason is None else reason
     except Skip as skip:
         return str(skip)
 
 
-def _budgeted(ref: str, times: int) -> str | None:
-    """The same attack with ``times`` its own budget; None where it has none."""
-    own = getattr(registry.find("attacks", ref).make(), "budget", None)
-    return f"{ref}:budget={own * times}" if isinstance(own, int) else None
+def _line(name: str, found: Found | str, *, idle: Literal["pass", "skip"] = "skip") -> CheckResult:
+    """``idle`` is what it means that the attack had nothing to look at."""
+    if isinstance(found, str):
+        return CheckResult(name, idle, found)
+    return _found(name, found.hit, found.shown)
 
 
 def _found(name: str, hit: bool, detail: str) -> CheckResult:

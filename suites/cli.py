@@ -137,12 +137,18 @@ def list_(what: Annotated[str | None, typer.Argument(help="suites, tasks, data, 
 
 
 @app.command()
-def check(ref: Annotated[str, typer.Argument(help="An attack or defense: a name, or mine.py:Mine.")]) -> int:
+def check(
+    ref: Annotated[str, typer.Argument(help="An attack or defense: a name, or mine.py:Mine.")],
+    patience: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds that one attack on a secret at 1, 10 or 100 times its budget may take [60]."),
+    ] = None,
+) -> int:
     """Hold a plug-in to the contract's tests, and run the controls on it."""
     from suites import catalog_view, registry
 
     registry.refuse_intruders()
-    return catalog_view.check(ref)
+    return catalog_view.check(ref, patience)
 
 
 data_app = typer.Typer(help="Cohorts: show a card, fetch a pinned download.", no_args_is_help=True)
