@@ -108,6 +108,25 @@ def test_a_batch_is_found_in_its_row_space(task: str, tmp_path: Path) -> None:
     assert found["r2"]["value"] > 0.99
 
 
+def test_a_batch_behind_a_contrastive_gradient_comes_back(tmp_path: Path) -> None:
+    """Reconstruction and contrast at once, no label: most of the records' variance, where each one's place in the batch is not known."""
+    probes = [{"gradients": 1, "batch": 4, "round": 0}]
+    found = run(tmp_path, spec("integration", probes=probes), "ladder")["ladder"]
+    assert found["r2"]["value"] > 0.6
+    assert found["leakage"]["value"] > 0.5
+    assert found["chance_r2"]["value"] < 0  # records drawn at random, matched as well as they can be
+
+
+def test_a_batch_behind_noise_does_not_come_back(tmp_path: Path) -> None:
+    """The null of the same search: the message is all noise."""
+    probes = [{"gradients": 1, "batch": 4, "round": 0}]
+    found = run(tmp_path, spec("integration", "dp_sgd:noise_multiplier=50", probes=probes), "ladder", "cosine_inversion")
+    for name in ("ladder", "cosine_inversion"):
+        assert found[name]["r2"]["status"] == "ok"
+        assert found[name]["leakage"]["value"] < 0.05
+        assert found[name]["exact"]["value"] == 0.0
+
+
 def test_a_keyed_batch_is_searched_without_the_key(tmp_path: Path) -> None:
     """Keys are single precision and the search is double: they meet."""
     probes = [{"gradients": 1, "batch": 1, "round": 0}]
