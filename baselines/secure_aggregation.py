@@ -7,16 +7,18 @@ differential privacy: the exact sum is given. Bonawitz et al. 2017 (masks, dropo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from baselines.bonawitz import Aborted, Site, terms
 from baselines.cohort_graph import Rules, rules
 from baselines.fixed_point import FixedPoint, Layout, Words
-from baselines.masking import fingerprint
+from baselines.lying_server import ask_for_both_shares
+from baselines.masking import add_masks, fingerprint
 from baselines.transcript import Transcript, total
 from suites.contracts import Card, Claim, Defense, Delivery, Exchange, Federation, Message, Params, RequestError, Shape
 
@@ -52,14 +54,42 @@ class MaskedSum:
                 f"secure aggregation got {len(updates)} updates, {len(weights)} weights and {len(exchange.keys)} key streams; "
                 "each site needs one of each"
             )
-        public = self.rules(len(updates))
         device = next(iter(updates[0].values())).device
         fixed, layout = FixedPoint.agreed(weights, self.bound), Layout.of(updates[0])
-        agreed = self.agreed(exchange, public, fixed, layout)
-        sites = [self.site(index, public, agreed, layout.length, source) for index, source in enumerate(exchange.keys)]
+        agreed = self.agreed(exchange, self.rules(len(updates)), fixed, layout)
+        sites = self._sites([agreed] * len(updates), layout, exchange)
         transcript = converse(sites, lambda index: fixed.encode(updates[index], weights[index], layout, index), exchange.dropouts)
         messages = tuple(self.message(m.site, m.words, weights[m.site]) for m in transcript.masked)
         return Delivery(messages, fixed.mean(total(transcript, self.site.generator), layout, device), transcript.survivors), transcript
+
+    def stream(self, key: bytes, words: int) -> Tensor:
+        """The words that a mask of this key adds, for ``infl-bench check``."""
+        drawn = np.zeros(words, dtype=np.uint32)
+        add_masks(drawn, [(key, 1)], self.site.generator)
+        return torch.from_numpy(drawn.view(np.int32))
+
+    @property
+    def lies(self) -> Mapping[str, Callable[[Sequence[Params], Sequence[float], Exchange], object]]:
+        """What a server may try that does not only read; the sites refuse each."""
+        return {"a demand for both shares of a site": self._both_shares, "another broadcast for one site": self._two_broadcasts}
+
+    def _both_shares(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> None:
+        fixed, layout = FixedPoint.agreed(weights, self.bound), Layout.of(updates[0])
+        agreed = self.agreed(exchange, self.rules(len(updates)), fixed, layout)
+        ask_for_both_shares(
+            self._sites([agreed] * len(updates), layout, exchange), lambda i: fixed.encode(updates[i], weights[i], layout, i)
+        )
+
+    def _two_broadcasts(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> None:
+        fixed, layout, public = FixedPoint.agreed(weights, self.bound), Layout.of(updates[0]), self.rules(len(updates))
+        other = replace(exchange, broadcast={name: tensor + 1 for name, tensor in exchange.broadcast.items()})
+        agreed = [self.agreed(one, public, fixed, layout) for one in (other, *[exchange] * (len(updates) - 1))]
+        converse(self._sites(agreed, layout, exchange), lambda i: fixed.encode(updates[i], weights[i], layout, i), {})
+
+    def _sites(self, agreed: Sequence[bytes], layout: Layout, exchange: Exchange) -> list[Site]:
+        """The sites of one session, each with the terms that it agrees to."""
+        public = self.rules(len(agreed))
+        return [self.site(index, public, terms, layout.length, exchange.keys[index]) for index, terms in enumerate(agreed)]
 
     def agreed(self, exchange: Exchange, public: Rules, fixed: FixedPoint, layout: Layout) -> bytes:
         """What a site that received this broadcast agrees to."""

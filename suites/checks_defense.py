@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from suites import registry
+from suites.checks_channel import check_channel
 from suites.checks_flags import noise_shares
 from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, MEMBERS, SITES, Stage, same
@@ -238,9 +239,17 @@ def _trained(stage: Stage) -> Iterator[CheckResult]:
     yield _silent(stage, first)
     if stage.stack.channel is not None:
         yield _combines(stage, first)
+        yield from check_channel(stage.stack.channel, _said(stage))
     claim = stage.stack.claim(stage.federation, stage.shape)
     if claim is not None and claim.kind == "dp" and stage.stack.topology == "federated":
         yield _noised(stage, first, claim)
+
+
+def _said(stage: Stage) -> str:
+    """What cards and claims say that a server sees."""
+    claims = [layer.claim(stage.federation, stage.shape) for layer in stage.stack.layers]
+    cards = [card.server for _, card in stage.stack.cards]
+    return " ".join([*cards, *(f"{claim.server_sees}. {claim.sentence}" for claim in claims if claim is not None)])
 
 
 def _silent(stage: Stage, trained: Trained) -> CheckResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from baselines import shamir
 from baselines.bonawitz import Refusal, Site, cohort_hash
 from baselines.fixed_point import FixedPoint, Layout, scale
 from baselines.masking import add_masks, derive, fingerprint, pair_key, sign
-from baselines.secure_aggregation import MaskedSum, converse
+from baselines.secure_aggregation import MaskedSum, SecureAggregation, converse
 from baselines.transcript import Transcript, total
-from suites.contracts import Params
+from suites import contracts
+from suites.checks import main
+from suites.checks_channel import check_channel
+from suites.contracts import Params, Shape
 from suites.randomness import stream
 
 SOUND = MaskedSum(64.0)
@@ -185,3 +189,36 @@ def read_counts(channel: MaskedSum) -> list[int]:
 def test_counts_in_clear_are_read_and_masked_ones_are_not() -> None:
     assert read_counts(CountsInClear(64.0)) == weights(5)
     assert not set(read_counts(SOUND)) & set(weights(5))
+
+
+@pytest.mark.parametrize(
+    ("twin", "named"),
+    [
+        (MaskedSum, set()),
+        (WeakGenerator, {"mask stream"}),
+        (ScalarMask, {"masks", "mask stream"}),
+        (BothShares, {"refuses a demand for both shares of a site"}),
+        (AnyBroadcast, {"masks are bound to the round and the broadcast", "refuses another broadcast for one site"}),
+        (CountsInClear, {"record counts"}),
+    ],
+)
+def test_the_check_of_a_plug_in_names_each_twins_fault_and_none_of_the_sound_one(twin: type[MaskedSum], named: set[str]) -> None:
+    said = f"{SecureAggregation.card.server} {SecureAggregation().claim(contracts.Federation(), Shape((20,) * 5, 4, 2)).sentence}"
+    found = list(check_channel(twin(64.0), said))
+    assert {result.name for result in found if result.verdict == "fail"} == named
+    assert {result.name for result in found if result.verdict != "pass"} == named
+    assert len(found) == 6
+
+
+def test_the_command_fails_a_plug_in_that_sends_counts_in_clear(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import torch\nimport numpy as np\nfrom baselines.secure_aggregation import MaskedSum, SecureAggregation\n"
+        "from suites.contracts import Message\n\n\n"
+        "class Clear(MaskedSum):\n    def message(self, site, words, weight):\n"
+        '        return Message(site, "masked", {"masked": torch.from_numpy(words.view(np.int32))}, records=int(weight))\n\n\n'
+        "class Mine(SecureAggregation):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.sum = self.channel = Clear(64.0)\n"
+    )
+    assert main("defenses", f"{plugin}:Mine") == 1
+    assert "FAIL  record counts: the server reads each site's in the messages' field" in capsys.readouterr().out
