@@ -510,9 +510,9 @@ class Channel(Protocol):
     One that goes on without sites that vanish has ``stages``, their names in order: a site vanishes at one of them. One that rounds has
     ``part(update, weights, site) -> Params``: site ``site``'s update as it stands in the sum.
 
-    For ``infl-bench check``, which else sees only what ``run`` sends: one that masks by a stream of words has ``stream(key: bytes, words: int)
-    -> Tensor``, what a mask of that key adds; one that claims to stand a server that lies has ``lies``, by name functions ``(updates, weights,
-    exchange)`` that each tell one lie to its sites, whose refusal raises a RuntimeError.
+    For ``infl-bench check``, which else sees only what ``run`` sends: one that masks by a stream of words has ``stream(key: bytes,
+    words: int) -> Tensor``, what a mask of that key adds; one that claims to stand a server that lies has ``lies``, by name functions
+    ``(updates, weights, exchange)`` that each tell one lie to its sites, whose refusal raises a RuntimeError.
     """
 
     def run(self, updates: Sequence[Params], weights: Sequence[float], exchange: Exchange) -> Delivery:

@@ -121,6 +121,7 @@ def test_the_mixing_follows_a_change_of_key_and_of_width() -> None:
     x, wide = (torch.randn(3, 1, width, generator=stream("widths")) for width in (8, 9))
     first = model(x)
     assert torch.isfinite(model(wide)).all()
+    assert torch.equal(model(x), first)
     other = secret_of(key().rotated(), Hardened())["key"]
     model.get_buffer("0.key_mixing.key").copy_(other)
     assert torch.allclose(model(x), embed(strip(model), other, "hardened")(x))
