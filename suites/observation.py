@@ -122,8 +122,11 @@ class Seen:
     def known(self) -> Mapping[str, Fact]:
         scene = self._scene
         laid_out = {} if scene.stack.layout is None else {"layout": Fact(scene.stack.layout, "public")}
+        # Steps, and so messages, are taken in training mode: an attack's simulation, which drops nothing, is then not the victim's.
+        share = getattr(scene.task, "dropout", None)
         return {
             **laid_out,
+            **({} if share is None else {"dropout": Fact(share, "protocol")}),
             "protocol": Fact(scene.federation, "protocol"),
             "classes": Fact(scene.classes, "public"),
             "features": Fact(scene.features, "public"),

@@ -280,15 +280,23 @@ def _rounding(params: Params, target: Target) -> float:
     """The loss that is left of a step hit exactly: it is the difference of two single-precision models, each with its rounding.
 
     Each of the two is off by a uniform half of its spacing, relative to the entry about 2^-24 to 2^-23: variance 2^-47 / 12 at most, each.
+    A gradient is rounded once, which counts where it is sent in half precision; so does that type's least step.
     """
     if target.optimiser == "gradient":
-        return 0.0
+        return sum(_rounded(sent) for sent in target.update.values() if sent.is_floating_point())
     left = 0.0
     for name, moved in target.update.items():
         if moved.is_floating_point() and name in params:
             eps = torch.finfo(moved.dtype).eps
             left += float(params[name].double().square().sum()) * eps**2 / 6 / max(float(moved.double().square().sum()), 1e-300)
     return left
+
+
+def _rounded(sent: Tensor) -> float:
+    """The relative squared distance to what was rounded to ``sent``: its entries' spacings squared over 12, at most."""
+    kind, values = torch.finfo(sent.dtype), sent.double()
+    spacing = (kind.eps * values.abs()).clamp_min(kind.eps * kind.tiny)
+    return float(spacing.square().sum() / 12 / values.square().sum().clamp_min(1e-300))
 
 
 def _close(ours: Params, exact: Params) -> bool:

@@ -226,6 +226,16 @@ def test_one_step_s_rounding_counts_as_a_hit() -> None:
     assert Problem(seen, residual(2)[1], None).solved == SOLVED
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_gradient_in_half_precision_is_hit_at_its_rounding(kind: torch.dtype) -> None:
+    seen, truth = lab(2)
+    target = seen.targets[0]
+    problem = Problem(seen, replace(target, update={name: t.to(kind) for name, t in target.update.items()}), None)
+    inside = truth[0].double() @ problem.rows.T
+    left = min(float(problem.loss(inside[rows].flatten()[None])) for rows in ([0, 1], [1, 0]))
+    assert SOLVED < left < problem.solved < 100 * left
+
+
 @pytest.mark.slow
 def test_the_reference_network_up_to_sixteen_records() -> None:
     """MLP 1000-64-64-14, standard normal records: exact at 1, 4, 8 and 16 (breaching: exact 0 everywhere, R2 -.03 at 4, -.18 at 8)."""
