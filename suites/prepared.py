@@ -100,7 +100,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         table = own.table(cohort, parts)
     else:
         preprocessor = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
-        table = Table(preprocessor.transform(cohort.x), preprocessor.mean, preprocessor.scale, Layout((cohort.x.shape[1],)))
+        table = Table(preprocessor.transform(cohort.x, in_place=True), preprocessor.mean, preprocessor.scale, Layout((cohort.x.shape[1],)))
     members = torch.cat(parts.sites)
     outside = torch.cat(parts.withheld) if parts.withheld else parts.test
     candidates = torch.cat([members, outside])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from suites.errors import RequestError
 
-_BLOCK = 1 << 22  # values standardised at a time
+_BLOCK = 1 << 20  # values looked at a time: several doubles of each are held at once
 _FLOOR = 0.1  # of the median scale
 
 
@@ -54,9 +54,10 @@ class Preprocessor:
         scale = np.where(constant, typical, np.maximum(scale, _FLOOR * typical))
         return cls(torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(scale.astype(np.float32)))
 
-    def transform(self, x: NDArray[np.float32] | Tensor) -> Tensor:
-        """Records [n, F] in raw values -> public units, float32; a new tensor."""
-        out = torch.tensor(x, dtype=torch.float32) if not isinstance(x, Tensor) else x.to(torch.float32, copy=True)
+    def transform(self, x: NDArray[np.float32] | Tensor, *, in_place: bool = False) -> Tensor:
+        """Records [n, F] in raw values -> public units, float32; a new tensor, or ``x``'s own memory where nobody reads it any more."""
+        held = x if isinstance(x, Tensor) else torch.as_tensor(x)
+        out = held.to(torch.float32, copy=not in_place)
         step = max(1, _BLOCK // max(1, out.shape[1]))
         for start in range(0, len(out), step):
             out[start : start + step].sub_(self.mean).div_(self.scale).nan_to_num_(nan=0.0)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from suites.contracts import Message, Own, Params, Probe, ProbeRecord, Round
 from suites.observation import Evidence
@@ -38,7 +37,7 @@ def save(folder: Path, evidence: Evidence) -> None:
             entry = {"probe": asdict(probe.probe), "messages": _messages(tensors, f"{at}/probe/{n}", probe.messages)}
             index["rounds"][-1]["probes"].append(entry)
     _save_own(folder, evidence)
-    save_file(tensors, folder / TENSORS)
+    save_file(apart(tensors), folder / TENSORS)
     (folder / INDEX).write_text(json.dumps(index))
 
 
@@ -72,7 +71,7 @@ def _save_own(folder: Path, evidence: Evidence) -> None:
     for at, own in found.items():
         _put(tensors, at, own.update)
     if found:
-        save_file(tensors, folder / SITE, {"weights": json.dumps({at: [own.weight, own.total] for at, own in found.items()})})
+        save_file(apart(tensors), folder / SITE, {"weights": json.dumps({at: [own.weight, own.total] for at, own in found.items()})})
 
 
 def _load_own(folder: Path, device: str | torch.device) -> dict[str, Own]:
@@ -90,12 +89,20 @@ def _load_own(folder: Path, device: str | torch.device) -> dict[str, Own]:
 
 def _put(tensors: Params, prefix: str, params: Params) -> None:
     for name, tensor in params.items():
-        tensors[f"{prefix}//{name}"] = _own(tensor)
+        tensors[f"{prefix}//{name}"] = tensor.detach().cpu().contiguous()
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A dense copy where a tensor is a view of another's memory, which safetensors refuses."""
-    return tensor.detach().cpu().contiguous().clone()
+def apart(tensors: Params) -> Params:
+    """The same, each in memory of its own, since safetensors refuses two in one place; what lies apart already is not copied.
+
+    A transcript is as large as all its messages together: a copy of each would double that.
+    """
+    found: Params = {}
+    taken = -1  # where what was seen so far ends, in the order of memory
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        found[name] = tensor.clone() if tensor.data_ptr() < taken else tensor
+        taken = max(taken, tensor.data_ptr() + tensor.nbytes)
+    return {name: found[name] for name in tensors}
 
 
 def _messages(tensors: Params, at: str, messages: tuple[Message, ...]) -> list[dict[str, Any]]:

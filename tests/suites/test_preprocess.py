@@ -74,3 +74,15 @@ def test_blocks_agree_with_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_auxiliary_record_is_refused() -> None:
     with pytest.raises(RequestError, match=r"larger share"):
         Preprocessor.fit(np.ones((1, 3), dtype=np.float32))
+
+
+def test_in_place_gives_the_same_in_the_memory_that_was_given() -> None:
+    x = np.random.default_rng(0).normal(3, 2, (40, 7)).astype(np.float32)
+    x[3, 2] = np.nan
+    public = Preprocessor.fit(x[:20])
+    before = x.copy()
+    fresh = public.transform(x)
+    np.testing.assert_array_equal(x, before)  # as it was
+    held = public.transform(x, in_place=True)
+    assert torch.equal(held, fresh)
+    assert held.data_ptr() == x.ctypes.data
