@@ -160,16 +160,26 @@ def test_a_trial_gives_the_pairs_of_an_attack_that_says_how_sure_it_is(tmp_path:
     referee.train_cell(spec, tmp_path)
     trial = Trial(Bench(spec, tmp_path / "prepared"), Threat(), tmp_path, [])
     where = {"goal": "reconstruction", "attack": "closed_form", "view": "server", "key": "none"}
-    rows, lines = trial.run(ClosedForm(), "closed_form", where)
+    rows, lines = trial.run(_Own(), "closed_form", where)
     pairs = [(line["x"], line["y"]) for line in lines if line["curve"] == "confidence"]
     assert [right for _, right in pairs] == [1.0] * 6 + [0.0] * 4
-    assert min(x for x, right in pairs if right) > max(x for x, right in pairs if not right)
+    assert min(x for x, right in pairs if right) > 4
+    assert max(x for x, right in pairs if not right) < 0
     named = [row["metric"] for row in rows]
     assert next(row["value"] for row in rows if row["metric"] == "confidence_auc") == 1
     mute, rest = trial.run(_Mute(), "closed_form", where)
     assert [row for row in rows if row["metric"] != "confidence_auc"] == mute
     assert [line for line in lines if line["curve"] != "confidence"] == rest
     assert named.count("confidence_auc") == 1
+
+
+class _Own(ClosedForm):
+    """In units of its own."""
+
+    def run(self, seen: Any, rng: torch.Generator) -> Guess:
+        guess = super().run(seen, rng)
+        assert guess.confidence is not None
+        return replace(guess, confidence=7 * guess.confidence - 2)
 
 
 class _Mute(ClosedForm):
