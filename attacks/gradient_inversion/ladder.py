@@ -28,7 +28,8 @@ from attacks.gradient_inversion.cocktail_party import CocktailParty
 from attacks.gradient_inversion.cosine import CosineInversion
 from attacks.gradient_inversion.message import known_count
 from attacks.gradient_inversion.rank import KnownRecords, directions
-from attacks.gradient_inversion.row_space import RowSpace, explains
+from attacks.gradient_inversion.row_problem import explains
+from attacks.gradient_inversion.row_space import RowSpace
 from attacks.gradient_inversion.spear import Spear
 from suites.contracts import Attack, Goal, Guess, Observation, RequestError, Sees, Skip, Target
 

@@ -109,12 +109,19 @@ def distance(simulated: Params, received: Params) -> Tensor:
     return (gap / size.clamp_min(1e-300)).sqrt()
 
 
-def certified(seen: Observation, target: Target, x: Tensor, y: Tensor, key: Secret | None) -> bool:
-    """Whether records ``x`` [B, F] with labels ``y`` reproduce the received message; needs no truth."""
-    # In double precision: a second single-precision rounding would double the received message's own.
-    params = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in target.params.items()}
-    simulated = seen.simulate(replace(target, params=params), x.double(), y, key)
-    return bool(distance(simulated, target.update) <= CERTIFIED)
+def certified(seen: Observation, target: Target, x: Tensor, y: Tensor, key: Secret | None, order: Tensor | None = None) -> bool:
+    """Whether records ``x`` [B, F] with labels ``y``, in the ``order`` [steps, B] of their mini-batches, reproduce the received message.
+
+    Needs no truth. Simulated in double precision, since a second single-precision rounding would double the received message's own; and
+    else in single, which repeats the rounding of a client's model after each of its small steps.
+    """
+    for kind in (torch.float64, torch.float32):
+        params = {name: tensor.to(kind) if tensor.is_floating_point() else tensor for name, tensor in target.params.items()}
+        there, records = replace(target, params=params), x.to(kind)
+        simulated = seen.simulate(there, records, y, key) if order is None else seen.simulate(there, records, y, key, order=order)
+        if distance(simulated, target.update) <= CERTIFIED:
+            return True
+    return False
 
 
 def least_squares(matrix: Tensor, values: Tensor) -> Tensor:

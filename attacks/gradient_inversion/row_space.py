@@ -1,52 +1,23 @@
-"""Batches of records from one message, searched in the row space of the first layer's update.
+"""Batches of records from one message, searched in the row space of the first layer's update (``row_problem``).
 
-dW = D^T X for any number of plain gradient steps, so X = A R with R [r, F] the right singular vectors of dW: the unknowns are A [B, r]
-instead of X [B, F] and an evaluation costs the same for a thousand features as for twenty thousand. L-BFGS from several starts
-minimises the sum over tensors of the relative squared distance of simulated and received message. Records that land near a solution are
-finished in closed form: a ReLU unit that is off for record b puts an exact zero into D, and the direction that most zeros agree on is a
-singular vector (Dimitrov et al. 2024, "SPEAR", use the same zeros, by sampling). Only observable losses choose between starts.
-
-Labels are the counts from the output bias, their order free. Steps of plain SGD are unrolled in the same space.
+Labels are the counts from the output bias, their order free. Steps of plain SGD are unrolled in the same space; what order their
+mini-batches came in is searched where the site shuffled its records (``order``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from attacks.gradient_inversion.closed_form import invert
-from attacks.gradient_inversion.dense import Chain
-from attacks.gradient_inversion.gap import Gap
-from attacks.gradient_inversion.labels import label_list
-from attacks.gradient_inversion.lbfgs import minimise
-from attacks.gradient_inversion.message import (
-    as_gradient,
-    blocks,
-    certified,
-    first_linear,
-    known_count,
-    least_squares,
-    to_compare_by,
-    unlabelled,
-    width,
-)
-from attacks.gradient_inversion.noted import Noted
+from attacks.gradient_inversion.message import certified
+from attacks.gradient_inversion.order import Found, Shuffled, shuffles
 from attacks.gradient_inversion.regression import with_targets
-from suites.contracts import Goal, Guess, Observation, Params, Secret, Sees, Skip, Target
-
-SOLVED = 1e-10  # loss of a gradient in single precision that was hit exactly
-PARTS = (0.25, 0.25, 0.25, 0.25)  # of the budget, between which the worse half of the starts begins anew from the best one
-UNEXPLAINED = 0.25  # mean relative squared distance a tensor from which a search counts as failed
-Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r], first weights [L, H, r] -> messages with a lane axis
-
-
-def explains(loss: float, target: Target) -> bool:
-    """Whether a search's loss is that of a message more or less hit."""
-    return loss < UNEXPLAINED * sum(tensor.is_floating_point() for tensor in target.update.values())
+from attacks.gradient_inversion.row_problem import Problem, explains
+from attacks.gradient_inversion.spear import by_zeros
+from suites.contracts import Goal, Guess, Observation, Secret, Sees, Skip, Target
 
 
 class RowSpace:
@@ -71,22 +42,47 @@ class RowSpace:
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         everything = self.messages(seen)
         key, values, losses, proven = seen.key, [], [], []
+        notes = {"targets": float(min(self.limit, len(everything))), "of": float(len(everything)), "budget": float(self.budget)}
         for target in everything[: self.limit]:
             problem = Problem(seen, target, key)
-            if problem.case == "plain":  # the first rung: one record, read off in closed form
-                raw, loss = problem.guess, 0.0
-            else:
-                inside, loss = problem.solve(self.budget, self.restarts, rng)
-                # A search that explains little of the message knows less than the closed form, which shrinks towards the prior mean.
-                raw = inside @ problem.rows if explains(loss, target) else problem.guess
+            found = self._found(seen, problem, key, rng)
+            # A search that explains little of the message knows less than the closed form, which shrinks towards the prior mean.
+            believed = explains(found.loss, target)
+            raw = found.inside @ problem.rows if believed and problem.case != "plain" else problem.guess
             value = seen.restore(raw.float(), key)
-            if problem.case == "plain" or explains(loss, target):
-                value = with_targets(seen, problem.target, value, key)
+            value = with_targets(seen, problem.target, value, key) if believed else value
             values.append(value)
-            losses.append(loss)
-            proven.append(certified(seen, target, value, problem.labels, key))
-        notes: dict[str, float | str] = {"targets": float(len(values)), "of": float(len(everything)), "budget": float(self.budget)}
-        return Guess(values, confidence=-torch.tensor(losses), certified=torch.tensor(proven), notes=notes)
+            losses.append(found.loss)
+            proven.append(certified(seen, target, value, found.labels, key, found.order))
+            if shuffles(target):
+                said = "order_found" if found.order is not None and found.loss < problem.solved else "order_unknown"
+                notes[said] = notes.get(said, 0.0) + 1.0
+        return Guess(values, confidence=-torch.tensor(losses), certified=torch.tensor(proven), notes=dict(notes))
+
+    def _found(self, seen: Observation, problem: Problem, key: Secret | None, rng: torch.Generator) -> Found:
+        """The best records in a target's row space; as if each step took all, unless some order of mini-batches explains more.
+
+        Zeros of switched-off units do not depend on the order, so records that they give are exact before any order is known.
+        """
+        if problem.case == "plain":  # the first rung: one record, read off in closed form
+            return Found(problem.guess @ problem.rows.T, problem.labels, 0.0)
+        tried: list[Found] = []
+
+        def exactly(near: Tensor | None) -> bool:
+            """Whether records by their zeros, near given ones [B, r], reproduce the message in some order."""
+            try:
+                inside, labels = by_zeros(seen, problem, key, self.budget, rng, near)
+            except Skip:
+                return False
+            tried.append(Shuffled(seen, problem, labels, key).solve(inside, self.budget, rng))
+            return tried[-1].loss < problem.solved
+
+        if not shuffles(problem.target) or not exactly(None):
+            inside, loss = problem.solve(self.budget, self.restarts, rng)
+            tried.append(Found(inside, problem.labels, loss))
+            if shuffles(problem.target) and not exactly(inside) and len(tried) == 1:
+                tried.append(Shuffled(seen, problem, problem.labels, key).solve(inside, self.budget, rng))
+        return min(tried, key=lambda found: found.loss)
 
     def messages(self, seen: Observation) -> Sequence[Target]:
         """What is inverted."""
@@ -100,206 +96,3 @@ class RowSpaceOfSum(RowSpace):
 
     def messages(self, seen: Observation) -> Sequence[Target]:
         return seen.target_sums
-
-
-class Problem:
-    """One target in its row space, in double precision: start, objective and finish."""
-
-    def __init__(self, seen: Observation, target: Target, key: Secret | None) -> None:
-        self.features, self.classes = known_count(seen.known, "features"), known_count(seen.known, "classes")
-        public, self.structured = seen.auxiliary.x, unlabelled(seen.known)
-        labels: Tensor | None = torch.zeros(target.batch, dtype=torch.int64)
-        if self.structured:
-            self.features, public = width(self._columns(seen, target)), public[:, self._columns(seen, target)]
-        else:
-            outputs = seen.predict(target.params, public, key).detach() if len(public) else None
-            labels = label_list(target, self.classes, outputs)
-        if labels is None:
-            raise Skip("the message holds no output bias, so the labels cannot be counted")
-        self.labels = labels
-        if target.optimiser == "adam":
-            raise Skip("Adam's updates keep little but signs and leave the span of the records; use cosine_inversion")
-        one_step = target.optimiser == "sgd" and target.steps == 1
-        self.target = replace(target, optimiser="gradient", update=as_gradient(target)) if one_step else target
-        self.solved = max(SOLVED, 2 * _rounding(target.params, target))
-        self.norm = float(public.norm(dim=1).median()) if len(public) else float(self.features) ** 0.5
-        guess, _, self.case = invert(target, self.features, self.norm, public)
-        self.guess = guess.double()
-        self.params = {name: t.double() if t.is_floating_point() else t for name, t in self.target.params.items()}
-        self.received = {name: t.double() for name, t in self.target.update.items() if t.is_floating_point()}
-        layer = first_linear(self.received, self.features)
-        self.first, self.bias = layer.weight, layer.bias
-        full = self.received[self.first]
-        _, values, right = torch.linalg.svd(full, full_matrices=False)
-        rank = min(target.batch, len(values), max(int((values > 1e-6 * values[0]).sum()), 1))
-        self.rows = right[:rank]  # [r, F']
-        self.received[self.first] = full @ self.rows.T
-        self.weight = self.params[self.first] @ self.rows.T  # [H, r]
-        self.soft = torch.nn.functional.one_hot(self.labels, self.classes).double()
-        self.gap: Gap | None = None  # where the network is a chain of dense layers
-        self.noted: Noted | None = None  # where its calls are all it is made of
-        self.simulate = self._client(seen, key)
-
-    @staticmethod
-    def _columns(seen: Observation, target: Target) -> slice:
-        """What the one first layer of structured records reads."""
-        if len(blocks(seen.known)) > 1:
-            raise Skip("two first layers read these records, a block each, and this search has one row space; use closed_form")
-        if seen.known["layout"].value.target and target.steps > 1:
-            raise Skip("what a network was to predict is read off one gradient, and this message mixes several")
-        return blocks(seen.known)[0]
-
-    def _client(self, seen: Observation, key: Secret | None) -> Simulate:
-        """The cheapest simulated client that agrees with the public one: closed form, else vmap in the row space, else in full space."""
-        soft = torch.nn.functional.one_hot(self.labels, self.classes).double()
-        received = replace(self.target, params=self.params, update={name: t.double() for name, t in self.target.update.items()})
-
-        def full(x: Tensor, weight: Tensor) -> Params:
-            records = with_targets(seen, received, seen.restore(x @ self.rows, key), key)
-            message = seen.simulate(received, records, soft, key)
-            return {**message, self.first: message[self.first] @ self.rows.T}
-
-        def reduced(x: Tensor, weight: Tensor) -> Params:
-            return seen.simulate(replace(self.target, params={**self.params, self.first: weight}), x, soft, key)
-
-        plain = self.target.optimiser == "gradient" and not self.structured
-        chain = Chain.found(self.params, self.features, self.classes) if plain else None
-
-        def closed(x: Tensor, weight: Tensor) -> Params:
-            assert chain is not None
-            return chain.gradients(self.params, weight, x, soft.expand(len(x), -1, -1))
-
-        if self.structured:
-            start = seen.restore(self.guess, key)  # the public model, with each key, is built outside vmap
-            seen.predict(self.target.params, with_targets(seen, received, start, key).float(), key)  # in the precision of a key's buffers
-        trial = to_compare_by(1, len(self.labels), len(self.rows)).to(self.rows.device)
-        exact = torch.func.vmap(full)(trial, self.weight[None])
-        for candidate in () if self.structured else (closed if chain is not None else None, torch.func.vmap(reduced)):
-            try:
-                if candidate is not None and _close(candidate(trial, self.weight[None]), exact):
-                    if chain is not None and candidate is closed:
-                        self.gap = Gap(chain.weights, self.params, self.weight, self.received)
-                    self.noted = self._notes(seen, key, trial, exact) if candidate is not closed and plain else None
-                    return candidate
-            except (RuntimeError, KeyError):  # a client that pads or turns its records refuses the reduced ones
-                continue
-        return torch.func.vmap(full)
-
-    def _notes(self, seen: Observation, key: Secret | None, trial: Tensor, exact: Params) -> Noted | None:
-        """Distances without gradients, where they are the same as those of the gradients."""
-        noted = Noted(seen, {**self.params, self.first: self.weight}, self.received, self.soft, key)
-        try:
-            ours, theirs = noted.distances(trial), self._apart(exact)
-        except (RuntimeError, KeyError):
-            return None
-        return noted if torch.allclose(ours, theirs, rtol=1e-8) else None
-
-    def loss(self, flat: Tensor) -> Tensor:
-        """Sum over tensors of relative squared distances [L] at ``flat`` [L, B r]."""
-        x = flat.view(-1, len(self.labels), len(self.rows))
-        if self.gap is not None:
-            return self.gap(x, self.soft[None])
-        if self.noted is not None:
-            return self.noted.distances(x)
-        return self._apart(self.simulate(x, self.weight.expand(len(x), -1, -1)))
-
-    def _apart(self, message: Params) -> Tensor:
-        parts = []
-        for name, received in self.received.items():
-            if name in message:
-                gap = (message[name] - received).flatten(1).square().sum(1)
-                parts.append(gap / received.square().sum().clamp_min(1e-300))
-        return torch.stack(parts).sum(0)
-
-    def solve(self, budget: int, restarts: int, rng: torch.Generator) -> tuple[Tensor, float]:
-        """The best A [B, r] and its loss."""
-        batch, rank = len(self.labels), len(self.rows)
-        draw = torch.randn(restarts, batch, rank, generator=rng).double().to(self.rows.device)
-        flat = draw.mul(self.norm / rank**0.5).flatten(1)
-        flat[0] = (self.guess.to(self.rows) @ self.rows.T).flatten()
-        loss = torch.full((restarts,), torch.inf, dtype=flat.dtype, device=flat.device)
-        for part in PARTS:
-            flat, loss = minimise(self.loss, flat, max(int(part * budget), 1), stop=lambda losses: bool((losses < self.solved).any()))
-            for quiet in self.quiet():
-                finished = torch.stack([self.finish(lane.view(batch, rank), quiet).flatten() for lane in flat])
-                polished = self.loss(finished).nan_to_num(torch.inf)
-                flat = torch.where((polished < loss)[:, None], finished, flat)
-                loss = torch.minimum(polished, loss)
-            best = int(loss.argmin())
-            if loss[best] < self.solved:
-                break
-            fresh = _moved(flat[best].view(batch, rank), restarts, rng).flatten(1)
-            worse = (loss > loss.median()) & (torch.arange(restarts, device=flat.device) != best)
-            flat = torch.where(worse[:, None], fresh, flat)
-        if loss[best] < self.solved / 10:
-            return flat[best].view(batch, rank), float(loss[best])
-        last, left = minimise(self.loss, flat[best : best + 1], max(budget // 20, 1))
-        return last[0].view(batch, rank), float(left[0])
-
-    def quiet(self) -> tuple[int, ...]:
-        """How many units to take for switched off at each record; none where zeros cannot settle a direction."""
-        units, rank = len(self.received[self.first]), len(self.rows)
-        if self.bias is None or len(self.labels) != rank:
-            return ()
-        return tuple(sorted({count for count in (units // 4, units // 3, 2 * units // 5) if count > rank}))
-
-    def finish(self, inside: Tensor, quiet: int, rounds: int = 8) -> Tensor:
-        """Records [B, r] made exact by the zeros that inactive ReLU units leave in D, where they are near a solution."""
-        assert self.bias is not None
-        received = self.received[self.first]
-        inverse = torch.linalg.pinv(inside)  # [r, B]: D^T = dW inverse
-        for _ in range(rounds):
-            rows = (received @ inverse).abs().topk(quiet, dim=0, largest=False).indices.T  # [B, quiet]: units most likely off
-            picked = received[rows]
-            inverse = torch.linalg.eigh(picked.mT @ picked).eigenvectors[:, :, 0].T
-        scale = least_squares(received @ inverse, self.received[self.bias][:, None])[:, 0]
-        exact: Tensor = torch.linalg.pinv(inverse * scale)
-        return exact
-
-
-def _moved(best: Tensor, lanes: int, rng: torch.Generator) -> Tensor:
-    """New starts [L, B, r] from the best records [B, r] so far: all of them shaken, or one drawn anew, or two in each other's place.
-
-    A trap is mostly a batch with one record wrong, or two under each other's labels, which no small step undoes.
-    """
-    batch, rank = best.shape
-    size, fresh = best.square().mean().sqrt(), best.expand(lanes, -1, -1).clone()
-    jump = torch.logspace(-2.5, -0.5, lanes, dtype=best.dtype, device=best.device)
-    for lane in range(lanes):
-        if lane % 3 == 0 or batch == 1:
-            fresh[lane] += jump[lane] * size * torch.randn(best.shape, generator=rng).to(best)
-        elif lane % 3 == 1:
-            fresh[lane, int(torch.randint(batch, (1,), generator=rng))] = size * torch.randn(rank, generator=rng).to(best)
-        else:
-            one, two = torch.randperm(batch, generator=rng)[:2].tolist()
-            fresh[lane, [one, two]] = best[[two, one]]
-    return fresh
-
-
-def _rounding(params: Params, target: Target) -> float:
-    """The loss that is left of a step hit exactly: it is the difference of two single-precision models, each with its rounding.
-
-    Each of the two is off by a uniform half of its spacing, relative to the entry about 2^-24 to 2^-23: variance 2^-47 / 12 at most, each.
-    A gradient is rounded once, which counts where it is sent in half precision; so does that type's least step.
-    """
-    if target.optimiser == "gradient":
-        return sum(_rounded(sent) for sent in target.update.values() if sent.is_floating_point())
-    left = 0.0
-    for name, moved in target.update.items():
-        if moved.is_floating_point() and name in params:
-            eps = torch.finfo(moved.dtype).eps
-            left += float(params[name].double().square().sum()) * eps**2 / 6 / max(float(moved.double().square().sum()), 1e-300)
-    return left
-
-
-def _rounded(sent: Tensor) -> float:
-    """The relative squared distance to what was rounded to ``sent``: its entries' spacings squared over 12, at most."""
-    kind, values = torch.finfo(sent.dtype), sent.double()
-    spacing = (kind.eps * values.abs()).clamp_min(kind.eps * kind.tiny)
-    return float(spacing.square().sum() / 12 / values.square().sum().clamp_min(1e-300))
-
-
-def _close(ours: Params, exact: Params) -> bool:
-    return set(ours) == set(exact) and all(
-        ours[name].shape == exact[name].shape and (ours[name] - exact[name]).norm() <= 1e-6 * exact[name].norm() + 1e-12 for name in exact
-    )

@@ -6,7 +6,10 @@ Q as their kernel (theorem 3.3): rows are drawn until such draws have come up fo
 from accidents. Lengths and signs follow from the bias gradient D^T 1 = U Q 1, records from X = Q^-1 S V^T, labels from each record's own
 row of D. Where zeros are half, draws grow as 2^B; the gradient's precision is what limits exactness.
 
-Needs a first layer with a bias and a ReLU behind it, fewer records than units, and a gradient (one step of SGD is one) without noise.
+A unit that is off for a record at each of several steps of SGD leaves the same zero in their sum D, whatever mini-batches the steps took:
+records come out of a FedAvg update exactly, before anybody knows in what order they were taken. The certificate then looks for that too.
+
+Needs a first layer with a bias and a ReLU behind it, fewer records than units, and a gradient or steps of SGD without noise.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from torch import Tensor
 from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.labels import labels_by_slope
 from attacks.gradient_inversion.message import as_gradient, certified, first_linear, known_count, least_squares, unlabelled
+from attacks.gradient_inversion.order import Shuffled, shuffles
+from attacks.gradient_inversion.row_problem import Problem
 from suites.contracts import Goal, Ground, Guess, Observation, Params, RequestError, Secret, Sees, Skip, Target
 
+ORDERS = 20_000  # simulated messages at most, to find the order of a site's mini-batches
 CLEAN = 1e-3  # the singular value after the last record's, relative to that one, from which a message counts as noisy
 ZERO = 1e-4  # of a column's largest entry: below, it counts as a unit that was off
 _DRAWS = 2048  # at once
@@ -43,7 +49,7 @@ class Spear:
     """
 
     goal: ClassVar[Goal] = "reconstruction"
-    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "key"})
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probes", "auxiliary", "simulate", "predict", "key"})
     ground: ClassVar[Ground] = Ground(batch=4)
 
     def __init__(self, budget: int = 100_000, limit: int = 4) -> None:
@@ -69,7 +75,8 @@ class Spear:
                 continue
             value, draws = seen.restore(raw.float(), key), draws + used
             values.append(value)
-            proven.append(self._certified(seen, target, value, slopes, bias, classes, key))
+            labels = labels_by_slope(seen, target, value, slopes, bias, classes, key)
+            proven.append(self._certified(seen, target, value, labels, key, rng))
         if reasons and len(reasons) == len(values):
             raise Skip(reasons[0])
         solved = float(len(values) - len(reasons))
@@ -81,25 +88,33 @@ class Spear:
         return seen.targets
 
     @staticmethod
-    def _certified(seen: Observation, target: Target, value: Tensor, slopes: Tensor, bias: str, classes: int, key: Secret | None) -> bool:
-        labels = labels_by_slope(seen, target, value, slopes, bias, classes, key)
-        return certified(seen, target, value, labels, key)
+    def _certified(seen: Observation, target: Target, value: Tensor, labels: Tensor, key: Secret | None, rng: torch.Generator) -> bool:
+        order = None
+        if shuffles(target):
+            problem = Problem(seen, target, key)
+            order = Shuffled(seen, problem, labels, key).best(value.double() @ problem.rows.T, ORDERS, rng)[0][0][: target.steps]
+        return certified(seen, target, value, labels, key, order)
 
 
 class SpearOfSum(Spear):
     """The same against the sum of all sites' messages, which is all that secure aggregation shows: one batch to it."""
 
     ground: ClassVar[Ground] = Ground()
-    needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums", "auxiliary", "simulate", "key"})
+    needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums", "auxiliary", "simulate", "predict", "key"})
 
     def messages(self, seen: Observation) -> Sequence[Target]:
         return seen.target_sums
 
 
-def recover(target: Target, features: int, budget: int, rng: torch.Generator) -> tuple[Tensor, Tensor, str, int]:
-    """Records [B, F'], their slopes [B, H], the name of the first bias, and draws used; raises ``Skip`` with the reason."""
-    if target.optimiser == "adam" or target.steps > 1:
-        raise Skip("the zeros of switched-off units survive in a gradient or one step of SGD only")
+def recover(
+    target: Target, features: int, budget: int, rng: torch.Generator, near: Tensor | None = None
+) -> tuple[Tensor, Tensor, str, int]:
+    """Records [B, F'], their slopes [B, H], the name of the first bias, and draws used; raises ``Skip`` with the reason.
+
+    From records that are nearly right, ``near`` [B, F'], most zeros are known, and draws among them find many more records.
+    """
+    if target.optimiser == "adam":
+        raise Skip("the zeros of switched-off units survive in gradients and in steps of SGD, and Adam divides by their size")
     gradient: Params = as_gradient(target)
     layer = first_linear(gradient, features)
     if layer.bias is None:
@@ -113,7 +128,8 @@ def recover(target: Target, features: int, budget: int, rng: torch.Generator) ->
         raise Skip("the first layer's update has more directions than records, as noise gives it, or records that hardly differ")
     basis = left[:, :batch]  # [H, B]
     tolerance = max(ZERO, 100 * float(values[batch] / values[batch - 1]))
-    found, used = directions(basis, tolerance, budget, rng)
+    guess = None if near is None else torch.linalg.pinv(near @ right[:batch].mT) * values[:batch, None]  # Q, up to a factor a column
+    found, used = directions(basis, tolerance, budget, rng, guess)
     if len(found) < batch:
         raise Skip(f"{used} draws of rows found {len(found)} of {batch} records' zeros: no ReLU follows, or too many records for its units")
     inverse = found[:batch].T  # Q up to a factor a column
@@ -123,11 +139,27 @@ def recover(target: Target, features: int, budget: int, rng: torch.Generator) ->
     return records, shares.T, layer.bias, used
 
 
-def directions(basis: Tensor, tolerance: float, budget: int, rng: torch.Generator) -> tuple[Tensor, int]:
+def by_zeros(
+    seen: Observation, problem: Problem, key: Secret | None, budget: int, rng: torch.Generator, near: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Records [B, r] by the zeros of switched-off units, with their labels, whatever their order; raises ``Skip`` where there are none.
+
+    ``near`` [B, r] are records to look near.
+    """
+    rough = None if near is None else near @ problem.rows
+    records, slopes, bias, _ = recover(problem.target, problem.features, 20 * budget, rng, rough)
+    if unlabelled(seen.known):
+        return records @ problem.rows.T, problem.labels
+    value = seen.restore(records.float(), key)
+    return records @ problem.rows.T, labels_by_slope(seen, problem.target, value, slopes, bias, problem.classes, key)
+
+
+def directions(basis: Tensor, tolerance: float, budget: int, rng: torch.Generator, guess: Tensor | None = None) -> tuple[Tensor, int]:
     """Unit vectors q [n, B] for which ``basis`` [H, B] times q has many zeros, the sparsest first; and draws used.
 
-    A direction whose zeros are no more than the B - 1 drawn ones and a few is an accident. Those left are refined: the least singular
-    vector of all rows that are zero, which averages rounding out.
+    Rows are drawn from all, or from those that a column of ``guess`` [B, n] leaves smallest. A direction whose zeros are no more than the
+    B - 1 drawn ones and a few is an accident. Those left are refined: the least singular vector of all rows that are zero, which averages
+    rounding out.
     """
     live = basis[basis.norm(dim=1) > tolerance * basis.norm(dim=1).max()]  # a unit off for all records tells none from another
     units, batch = live.shape
@@ -135,9 +167,13 @@ def directions(basis: Tensor, tolerance: float, budget: int, rng: torch.Generato
     if batch == 1:
         return basis.new_ones(1, 1), 0
     enough = batch - 1 + max(3, round(0.1 * units))
+    likely = None if guess is None else _smallest((live @ guess).abs().T, max(3 * batch // 2, units // 3))
     while used < budget and units >= enough:
         count = min(_DRAWS, budget - used)
-        rows = torch.rand(count, units, generator=rng).topk(batch - 1, dim=1).indices.to(basis.device)
+        lot = torch.rand(count, units, generator=rng).to(basis.device)
+        if likely is not None:
+            lot = lot * likely[torch.arange(count) % len(likely)]
+        rows = lot.topk(batch - 1, dim=1).indices
         kernels = torch.linalg.svd(live[rows])[2][:, -1]  # [n, B]
         used += count
         off = _zeros(live, kernels, tolerance)
@@ -149,6 +185,11 @@ def directions(basis: Tensor, tolerance: float, budget: int, rng: torch.Generato
             break
     chosen = _independent(found, live, tolerance, batch)
     return (found if chosen is None else found[chosen]), used
+
+
+def _smallest(size: Tensor, count: int) -> Tensor:
+    """Which ``count`` entries of each row are its smallest."""
+    return torch.zeros_like(size, dtype=torch.bool).scatter(1, size.topk(min(count, size.shape[1]), dim=1, largest=False).indices, True)
 
 
 def _refined(live: Tensor, zero: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.message import as_gradient, known_count, output_bias, unlabelled
-from attacks.gradient_inversion.row_space import Problem
+from attacks.gradient_inversion.row_problem import Problem
 from suites.contracts import Observation, Params, Secret, Skip, Target
 
 _EXPLAINED = 1e-6  # loss a tensor below which a batch counts as taken apart
@@ -40,8 +40,10 @@ class _InModelUnits:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = True) -> Params:
-        return self._inner.simulate(target, x, y, key, prepared=True)
+    def simulate(
+        self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, prepared: bool = True, order: Tensor | None = None
+    ) -> Params:
+        return self._inner.simulate(target, x, y, key, prepared=True, order=order)
 
     def restore(self, x: Tensor, key: Secret | None = None) -> Tensor:
         return x

@@ -86,8 +86,8 @@ class FakeObservation:
     def draw_key(self, index: int) -> Secret | None:
         return None
 
-    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None) -> Params:
-        return message(self.module, target.params, x, y, target.optimiser, target.steps, target.lr)
+    def simulate(self, target: Target, x: Tensor, y: Tensor, key: Secret | None = None, *, order: Tensor | None = None) -> Params:
+        return message(self.module, target.params, x, y, target.optimiser, target.steps, target.lr, order)
 
     def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
         return torch.func.functional_call(self.module, params, (x,))
@@ -110,12 +110,20 @@ class FakeObservation:
 
 
 def message(
-    module: nn.Module, params: Params, x: Tensor, y: Tensor, optimiser: str = "gradient", steps: int = 1, lr: float = 0.0
+    module: nn.Module,
+    params: Params,
+    x: Tensor,
+    y: Tensor,
+    optimiser: str = "gradient",
+    steps: int = 1,
+    lr: float = 0.0,
+    order: Tensor | None = None,
 ) -> Params:
-    """What a client sends after full-batch steps on (x, y): differentiable in both."""
+    """What a client sends after steps on (x, y), or on the records that each row of ``order`` [steps, B] marks: differentiable in both."""
 
-    def mean_loss(current: Params) -> Tensor:
-        return functional.cross_entropy(torch.func.functional_call(module, current, (x,)), y)
+    def mean_loss(current: Params, step: int = 1) -> Tensor:
+        losses = functional.cross_entropy(torch.func.functional_call(module, current, (x,)), y, reduction="none")
+        return losses.mean() if order is None else (losses * order[step - 1].to(x)).sum() / order[step - 1].to(x).sum()
 
     if optimiser == "gradient":
         return dict(torch.func.grad(mean_loss)(params))
@@ -123,7 +131,7 @@ def message(
     first = {name: torch.zeros_like(t) for name, t in params.items()}
     second = {name: torch.zeros_like(t) for name, t in params.items()}
     for step in range(1, steps + 1):
-        slope = torch.func.grad(mean_loss)(now)
+        slope = torch.func.grad(mean_loss)(now, step)
         if optimiser == "sgd":
             now = {name: t - lr * slope[name] for name, t in now.items()}
             continue
@@ -149,13 +157,15 @@ def probe(
     lr: float = 0.0,
     noise: Callable[[Tensor], Tensor] | None = None,
     contributors: int = 1,
+    minibatch: int | None = None,
+    order: Tensor | None = None,
 ) -> Target:
-    """One visible message of records ``x`` [B, F]; ``noise`` is added to each of its tensors."""
+    """One visible message of records ``x`` [B, F]; ``noise`` is added to each of its tensors, ``order`` goes into it and no further."""
     params = wire(module)
-    update = {name: t.detach() for name, t in message(module, params, x, y, optimiser, steps, lr).items()}
+    update = {name: t.detach() for name, t in message(module, params, x, y, optimiser, steps, lr, order).items()}
     if noise is not None:
         update = {name: noise(t) for name, t in update.items()}
-    return Target(params, update, len(x), optimiser, steps, lr, 0 if contributors == 1 else None, contributors, 0)
+    return Target(params, update, len(x), optimiser, steps, lr, 0 if contributors == 1 else None, contributors, 0, minibatch=minibatch)
 
 
 def cosine(guess: Tensor, truth: Tensor) -> Tensor:

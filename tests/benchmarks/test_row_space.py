@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attacks.gradient_inversion.gap import Gap
-from attacks.gradient_inversion.row_space import Problem
+from attacks.gradient_inversion.row_problem import Problem
 from suites.contracts import Params, Records
 from tests.benchmarks.ratio import interleaved
 

@@ -18,7 +18,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from attacks.gradient_inversion.gap import Gap
-from attacks.gradient_inversion.row_space import Problem, RowSpace
+from attacks.gradient_inversion.row_problem import Problem
+from attacks.gradient_inversion.row_space import RowSpace
 from suites.contracts import Records, Target
 
 F, K, SIZES, STEPS = 1000, 14, (1, 4, 8, 16), 100

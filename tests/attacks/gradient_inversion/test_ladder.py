@@ -4,6 +4,7 @@ import pytest
 import torch
 from observations import FakeObservation, cosine, mlp, normal, probe, r2
 from scipy.optimize import linear_sum_assignment
+from torch import nn
 
 from attacks.gradient_inversion.closed_form import ClosedForm
 from attacks.gradient_inversion.ladder import Ladder, LadderOfSum
@@ -13,8 +14,8 @@ from suites.contracts import Observation, Records, RequestError, Skip
 F, K = 200, 10
 
 
-def lab(batch: int, known: int = 0, features: int = F, noise: float = 0.0, **step):
-    module = mlp([features, 64, 64, K], 0)
+def lab(batch: int, known: int = 0, features: int = F, noise: float = 0.0, tanh: bool = False, **step):
+    module = nn.Sequential(*mlp([features, 64, K], 0)[:1], nn.Tanh(), mlp([64, K], 1)) if tanh else mlp([features, 64, 64, K], 0)
     x, y = normal(batch, features, seed=10), torch.arange(batch) % K
     added = None if noise == 0 else (lambda t: t + noise * t.std() * normal(*t.shape, seed=77))
     target = probe(module, x, y, noise=added, **step)
@@ -39,7 +40,8 @@ def error(guess: torch.Tensor, truth: torch.Tensor) -> float:
         ({"batch": 1}, "closed_form", "known_records"),
         ({"batch": 4, "known": 4}, "known_records", "spear"),
         ({"batch": 4}, "spear", "row_space"),
-        ({"batch": 2, "optimiser": "sgd", "steps": 3, "lr": 0.05}, "row_space", "cosine"),
+        ({"batch": 2, "optimiser": "sgd", "steps": 3, "lr": 0.05}, "spear", "row_space"),
+        ({"batch": 2, "optimiser": "sgd", "steps": 3, "lr": 0.05, "tanh": True}, "row_space", "cosine"),
     ],
 )
 def test_the_climb_ends_at_the_first_rung_that_reproduces_the_message(given: dict, rung: str, dearer: str) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from attacks.gradient_inversion.closed_form import ClosedForm
 from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.lbfgs import minimise
-from attacks.gradient_inversion.row_space import SOLVED, Problem, RowSpace, RowSpaceOfSum
+from attacks.gradient_inversion.row_problem import SOLVED, Problem
+from attacks.gradient_inversion.row_space import RowSpace, RowSpaceOfSum
 from suites.contracts import Records, Skip, Threat
 from suites.observation import Seen
 from tests.attacks.visible import look

@@ -57,6 +57,27 @@ def test_one_step_of_sgd_is_a_gradient_up_to_the_rounding_of_its_parameters() ->
     assert float(errors(run(seen).value[0], x).max()) < 1e-3
 
 
+def test_zeros_survive_steps_of_sgd_on_all_records() -> None:
+    """Five steps of eight records, which the row space takes half a minute of search for."""
+    seen, truth = lab(8, 2, optimiser="sgd", steps=5, lr=0.2)
+    guess = run(seen)
+    assert max(float(errors(g, t).max()) for g, t in zip(guess.value, truth)) < 1e-4
+    assert guess.certified.tolist() == [True, True]
+
+
+def test_records_that_are_nearly_right_point_at_their_zeros() -> None:
+    """Twelve directions by draws among the rows that rough guesses leave small; draws among all rows find few of them."""
+    generator = torch.Generator().manual_seed(2)
+    slopes = torch.randn(64, 12, generator=generator).double() * (torch.rand(64, 12, generator=generator) < 0.5)
+    mixed = torch.linalg.qr(slopes)[0]
+    wanted = torch.nn.functional.normalize(torch.linalg.lstsq(mixed, slopes).solution, dim=0)
+    rough = wanted + 0.02 * torch.randn(12, 12, generator=generator).double()
+    found, _ = directions(mixed, 1e-6, 4096, generator, rough)
+    assert len(found) == 12
+    assert torch.allclose((found @ wanted).abs().max(0).values, torch.ones(12).double(), atol=1e-9)
+    assert len(directions(mixed, 1e-6, 4096, generator)[0]) < 12
+
+
 def test_directions_are_those_that_were_planted_and_mixtures_of_two_are_not_taken() -> None:
     """Units that are off for two records are zero in every mixture of both, and one more row makes such a mixture a kernel."""
     generator = torch.Generator().manual_seed(1)
@@ -85,8 +106,7 @@ def test_what_it_cannot_use_has_a_reason() -> None:
     reason(lab(3, features=60, module=tanh)[0], "no ReLU follows", budget=4096)
     reason(lab(64)[0], "no fewer than units")
     reason(lab(4, noise=lambda t: t + 1e-2 * t.std() * torch.randn(t.shape, generator=torch.Generator().manual_seed(3)))[0], "noise")
-    reason(lab(2, optimiser="adam", steps=1, lr=1e-3)[0], "one step of SGD only")
-    reason(lab(2, optimiser="sgd", steps=3, lr=0.1)[0], "one step of SGD only")
+    reason(lab(2, optimiser="adam", steps=1, lr=1e-3)[0], "Adam divides by their size")
     bare = nn.Sequential(nn.Linear(60, 32, bias=False), nn.ReLU(), nn.Linear(32, K))
     reason(lab(3, features=60, module=bare)[0], "no bias")
     with pytest.raises(RequestError, match="at least 1"):
