@@ -23,7 +23,7 @@ _MARKS = {"pass": "ok  ", "fail": "FAIL", "warn": "warn", "skip": "-   "}
 
 
 def main(kind: str, ref: str, patience: float | None = None) -> int:
-    """Print what each check found; 1 if any failed. ``patience``: seconds that one attack on a secret may take."""
+    """Print what each check found; 1 if any failed. ``patience``: CPU seconds that one attack on a secret may take."""
     results: Sequence[CheckResult] = check_attack(ref) if kind == "attacks" else check_defense(ref)
     if kind == "defenses" and all(result.verdict != "fail" for result in results):
         results = [*results, *eliminate(ref, Limits() if patience is None else Limits(patience=patience))]

@@ -20,7 +20,7 @@ Scores = Mapping[str, Measure]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``budgets`` are multiples of an attack's own, from small to large; ``patience`` the seconds that one run may be expected to take."""
+    """``budgets`` are multiples of an attack's own, rising; ``patience`` the CPU seconds that one run may be expected to take."""
 
     budgets: tuple[int, ...] = (1, 10, 100)
     patience: float = 60.0
@@ -49,9 +49,9 @@ def tried(ref: str, run: Callable[[Any], Scores | str], judge: Callable[[Any, Sc
     found, stopped = Found(False, ""), "all budgets tried"
     for place, times in enumerate(budgets):
         attack = type(attack)(**{**plugin.parameters, "budget": own * times}) if grows and times > 1 else attack
-        started = time.perf_counter()
+        started = time.process_time()
         scores = run(attack)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         if isinstance(scores, str):
             if not lines:
                 return scores

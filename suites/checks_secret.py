@@ -96,6 +96,7 @@ class Scenes:
         plain = replace(ground, defense="", flaws=frozenset(), keys=0, known_pairs=0)
         if plain not in self._held:
             self._held[plain] = Stage(Stack(self.layers), ground=plain)
+            _ = self._held[plain].evidence  # trained here, so that no attack's time holds it
         return self._held[plain]
 
 

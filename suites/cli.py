@@ -141,7 +141,7 @@ def check(
     ref: Annotated[str, typer.Argument(help="An attack or defense: a name, or mine.py:Mine.")],
     patience: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds that one attack on a secret at 1, 10 or 100 times its budget may take [60]."),
+        typer.Option(min=0, help="CPU seconds that one attack on a secret at 1, 10 or 100 times its budget may take [60]."),
     ] = None,
 ) -> int:
     """Hold a plug-in to the contract's tests, and run the controls on it."""

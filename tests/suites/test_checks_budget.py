@@ -33,7 +33,7 @@ def pushed(
     """An attack that takes ``each`` second a unit of budget, hits from ``falls`` on, and cannot run from ``refuses`` on; its budgets."""
     (tmp_path / "mine.py").write_text(source)
     now, budgets = [0.0], list[int]()
-    monkeypatch.setattr(checks_budget, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(checks_budget, "time", SimpleNamespace(process_time=lambda: now[0]))
 
     def run(attack: Any) -> Any:
         budgets.append(getattr(attack, "budget", 1))
