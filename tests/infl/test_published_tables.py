@@ -68,6 +68,7 @@ def test_a_table_is_made_of_results() -> None:
         (OURS, "none"): (0.5, 0.3, 0.7),
         (OURS, "leaked"): (0.6, 0.6, 0.6),
         (OURS, "wrong"): (0, 0, 0),
+        (PLAIN, "wrong"): (0, 0, 0),
     }
     made = [
         {**base, "defense": defense, "key": key, "seed": seed, "value": value}
