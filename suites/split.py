@@ -46,7 +46,7 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
     """Cut a cohort; equal coordinates give the same parts, and the parts do not depend on the partition.
 
     Classes (and within them known sites) are stratified as well as whole records or persons allow. An attribute is not: where members had
-    the public's share of it by design, an attack on that share would be asked what it knows. Of records that are the same the first is kept.
+    the public's share of it by design, an attack on that share would be asked what it knows. Of records that are the same, the first stays.
 
     Raises
     ------
