@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from suites import config, parts, registry
+from suites.cohorts import in_memory
 from suites.errors import RequestError
 from suites.plan import CELL_FUNCTIONS, Plan, plan
 from suites.runner import Outcome, Progress, default_workers, execute, store_of
@@ -36,7 +37,7 @@ def request(
     *,
     out: str | Path | None = None,
     task: str | None = None,
-    data: str | None = None,
+    data: str | Path | Any = None,
     label: str | None = None,
     site: str | None = None,
     person: str | None = None,
@@ -66,6 +67,10 @@ def request(
             raise RequestError("--data names a cohort and --data-only-embedded replaces those that need a download; give one of them")
         spec = parts.embedded(spec)
     source = spec.data.model_dump(exclude_defaults=True)
+    if data is not None and not isinstance(data, str):
+        default = Path("infl-bench-out") / f"{spec.suite}-{Path(in_memory.NAME).stem}"
+        with writing(place := default if out is None else Path(out)):
+            data = str(data if isinstance(data, Path) else in_memory.as_file(data, place))
     if data is not None:
         is_file = data.lower().endswith((".h5ad", ".h5", ".csv", ".tsv", ".txt", ".loom")) or "/" in data or Path(data).exists()
         source = {"path" if is_file else "name": data}
@@ -108,7 +113,8 @@ def run(
     report : whether to draw ``out/report``
     tell : called after each change with a ``Progress``
     changes : task, data, label, site, person, transform, missing, drop, data_only_embedded, defenses, attacks, seeds, references, budget,
-        device: in place of the suite's own
+        device: in place of the suite's own. ``data`` is a cohort's name, the path of an .h5ad file, or an AnnData object: of a backed one
+        its file is read, one in memory is written into ``out``
 
     Returns
     -------
