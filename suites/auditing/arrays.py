@@ -221,6 +221,9 @@ def _records(X: ArrayLike, y: ArrayLike, data: _Data) -> Records:
         raise RequestError(
             f"public must be (X [m, {data.x.shape[1]}], y [m]) with the classes of y, but X is {x.shape} and y {labels.shape}"
         )
+    own = {row.tobytes() for row in data.x.numpy()}
+    if shared := sum(row.tobytes() in own for row in x):
+        raise RequestError(f"{shared} of the public records are in X too, and what is public about them would be about members; drop them")
     return Records(torch.from_numpy(x), torch.from_numpy(np.searchsorted(data.classes, labels)).long())
 
 

@@ -247,6 +247,7 @@ def test_references_are_drawn_without_looking_at_membership() -> None:
         ({"fit": lambda X, Y: lambda asked: np.zeros((len(asked), 7))}, "one value a class"),
         ({"fit": lambda X, Y: lambda asked: np.full((len(asked), 3), np.nan)}, "NaN"),
         ({"public": (np.zeros((4, 3)), np.zeros(4))}, "public must be"),
+        ({"public": (records()[0][:3], records()[1][:3])}, "3 of the public records are in X too"),
         ({"delta": 2.0}, "delta"),
     ],
 )
