@@ -1,7 +1,8 @@
 """Closed-form recovery of a vector that several layers share as their input, from one message and without any key.
 
 A linear layer on one vector k has dL/dW = u k^T and dL/db = u, so k = (dL/dW)^T u / |u|^2, whatever the batch. The modulators of keyed
-layers are such layers, and all read the same k. Nothing here knows about keys: every weight and bias of an update is tried.
+layers are such layers, and all read the same k. A delta of several SGD steps, with momentum or without, points to the mean of the steps'
+vectors; Adam leaves a direction. Nothing here knows about keys: every weight and bias of an update is tried.
 (The division is that of Phong et al. 2018; that it gives INFL's key vector is in the project's notes on the published method.)
 """
 
