@@ -109,7 +109,7 @@ def test_a_batch_is_found_in_its_row_space(task: str, tmp_path: Path) -> None:
 
 
 def test_a_batch_behind_a_contrastive_gradient_comes_back(tmp_path: Path) -> None:
-    """Reconstruction and contrast at once, no label: most of the records' variance, where each one's place in the batch is not known."""
+    """Reconstruction and contrast at once, no label: rows of both first layers give most of the variance, if no record exactly."""
     probes = [{"gradients": 1, "batch": 4, "round": 0}]
     found = run(tmp_path, spec("integration", probes=probes), "ladder")["ladder"]
     assert found["r2"]["value"] > 0.6
