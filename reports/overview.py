@@ -40,6 +40,8 @@ def attacks_table(summary: pd.DataFrame, results: pd.DataFrame, record: Mapping[
             "seconds": float(seconds.get(attack, math.nan)),
             "leakage_fedavg": plain[-1]["value"] if plain else math.nan,
             "strongest_on": best["defense"],
+            "view": best["view"],
+            "key": best["key"],
             **{name: float(best[column]) for name, column in (("leakage", "value"), ("low", "low"), ("high", "high"))},
             "cannot_look_at": "; ".join(hidden),
         }
@@ -52,10 +54,11 @@ def attacks_table(summary: pd.DataFrame, results: pd.DataFrame, record: Mapping[
                 "seconds a cell": words.number(float(seconds.get(attack, math.nan)), 2),
                 "on FedAvg": _leak(plain[-1]) if plain else words.MISSING,
                 "strongest on": f"{words.defense(str(best['defense']))} {_leak(best)}",
+                "as": words.threat(str(best["view"]), str(best["key"])),
                 "cannot look at": ", ".join(words.defense(d) for d in hidden) or words.MISSING,
             }
         )
-    caption = "Every attack: what it needs, what it takes, what it reaches (leakage, 0 guess to 1 truth, with its 95 % interval over seeds)"
+    caption = "Every attack: what it needs, what it takes, what it reaches as whom (leakage, 0 guess to 1 truth, 95 % over seeds)"
     return Table(name, caption, pd.DataFrame(rows), pd.DataFrame(shown), ("seconds a cell",))
 
 

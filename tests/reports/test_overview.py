@@ -21,6 +21,7 @@ def test_each_attack_stands_where_it_is_strongest() -> None:
         own = leaks[(leaks["attack"] == row.attack) & (leaks["goal"] == row.goal)]
         assert row.leakage == own["value"].max()
         assert row.strongest_on == own.loc[own["value"].idxmax(), "defense"]
+        assert (row.view, row.key) == tuple(own.loc[own["value"].idxmax(), ["view", "key"]])
         assert row.low <= row.leakage <= row.high
     assert table.data.set_index("attack").loc["lira", "needs"] == "candidates, references"
     lines = markdown(table).splitlines()
