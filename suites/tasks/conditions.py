@@ -81,8 +81,8 @@ def _seen(cohort: str, conditions: Sequence[str], features: frozenset[str], cont
             continue
         raise RequestError(
             f"{cohort}: '{mark}' in {len(held)} of {len(conditions)} conditions, such as '{held[known.index(False)]}', may join two "
-            f"genes or belong to a name, and neither the file's genes nor its other conditions say which; set perturbation:separator={mark} "
-            "or perturbation:separator=none"
+            f"genes or belong to a name, and neither the file's genes nor its other conditions say which; set "
+            f"perturbation:separator={mark} or perturbation:separator=none"
         )
     if len(found) > 1:
         raise RequestError(
