@@ -5,6 +5,11 @@ gradient is taken where the earlier one has moved the model. Orders are compared
 of one short epoch are tried; of more, two records of different mini-batches change places as long as that helps, from several starts.
 Records that are only nearly right are searched again by L-BFGS under the best few orders, which are then compared anew (Dimitrov et al.
 2022 search records under one order that they draw). Every message is in the row space of the first layer's update (``row_problem``).
+
+Measured on MLP 1000-64-64-14, eight records, rate .05, three draws: in fours, one epoch and five, and in twos, one epoch, every record to
+1e-6 and every message certified (as if each step took all: R² .98 to .996 and none certified). With layer norms before the ReLUs no unit
+leaves a zero: records get nearer (three draws at 200 features: R² .93 to .98, before −1.6 to .95) but the order is not found. Steps so
+small that the update's rounding passes 1e-6 of it are found and not certified.
 """
 
 from __future__ import annotations
