@@ -104,7 +104,7 @@ _READING = [
         "Leakage has one scale for every attack: 0 is what a guess reaches that looked at no message (the best control), "
         "1 is the truth itself (the oracle). It is not clipped: "
         "below 0 an attack does worse than guessing. A defense is judged by its worst attack, never by an average, and guessing "
-        "is always open to an adversary, so that a worst case is never below 0; the "
+        "is always open to an adversary: where every attack does worse by the seeds that choose among them, the worst case is 0; the "
         "worst is chosen on some seeds and scored on the others.",
     ),
     Block(
@@ -164,6 +164,7 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
                 name("reconstruction"),
                 power,
             ),
+            tables.exposure_table(summary, name("exposure")),
             tables.confidence_table(summary, name("confidence")),
         ),
         "keys": _pictures(gallery.keys(results, curves, prefix)) + _keyed(results, summary, name("keys")),

@@ -194,6 +194,9 @@ def scores_table(summary: pd.DataFrame, name: str) -> Table:
     return Table(name, "Every metric of every attack, mean over seeds", data, shown.astype(str), ("value", "low", "high", "n", "n_seeds"))
 
 
+EXPOSURE = "r2:exposure="
+
+
 def attack_table(
     summary: pd.DataFrame, goal: str, metrics: tuple[str, ...], name: str, power: Mapping[tuple[str, str, str], bool] | None = None
 ) -> Table | None:
@@ -225,6 +228,14 @@ def confidence_table(summary: pd.DataFrame, name: str) -> Table | None:
         return None
     table = attack_table(summary, "reconstruction", metrics, name)
     return table and replace(table, caption="Confidence of reconstructions, calibrated on the other seeds, with 95 % intervals over seeds")
+
+
+def exposure_table(summary: pd.DataFrame, name: str) -> Table | None:
+    """R² of reconstructions at each checkpoint that was attacked, by the records that a site had trained on; None where it was one."""
+    asked = [str(metric) for metric in dict.fromkeys(summary["metric"]) if str(metric).startswith(EXPOSURE)]
+    metrics = tuple(sorted(asked, key=lambda metric: float(metric.removeprefix(EXPOSURE))))
+    table = attack_table(summary, "reconstruction", metrics, name) if metrics else None
+    return table and replace(table, caption="Reconstruction (R²) by exposure: the records that a site had trained on when it answered")
 
 
 def missing_table(results: pd.DataFrame, name: str) -> Table | None:

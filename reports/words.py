@@ -78,7 +78,11 @@ ATTACKS: Final = {
     "site_of_origin": "Site of origin",
     "class_mix": "Class mix",
     "class_mix_of_sum": "Class mix of all sites",
+    "disaggregation": "Disaggregation",
     "donor_attribute": "Donor attribute",
+    "joint_key": "Joint search for records and key",
+    "overlap": "Overlap with the row space",
+    "seed_search": "Search of integer seeds",
     "donor_attribute_of_sum": "Donor attribute of all sites",
     "designed_canaries": "Designed canaries",
     "designed_canaries_of_sum": "Designed canaries in the sum",
@@ -209,6 +213,9 @@ def threat(view: str, held: str) -> str:
 
 
 def metric(name: str) -> str:
+    head, _, exposure = name.partition(":exposure=")
+    if exposure:
+        return f"{metric(head)} after {exposure} records"
     return METRICS.get(name, name.replace("_", " "))
 
 

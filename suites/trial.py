@@ -47,6 +47,8 @@ from suites.scoring import (
 )
 from suites.scoring_audit import score_audit
 from suites.scoring_confidence import confidence_measures, confidence_pairs
+from suites.scoring_exposure import exposure_measures
+from suites.scoring_reconstruction import explained
 from suites.scoring_rero import rero_measures
 from suites.scoring_units import unit_measures
 
@@ -196,6 +198,20 @@ class Trial:
             raise Skip(f"the records behind all {len(found)} messages are known here, so none is left to ask about; give fewer known_pairs")
         return found[self.threat.known_pairs :]
 
+    def _rounds(self, attack: Attack) -> list[int]:
+        """The round of each target, in the order of ``_records``."""
+        found: list[int] = []
+        for record in self.evidence.rounds:
+            for probe in record.probes:
+                others = any(own for site, own in enumerate(probe.probe.records) if site != self._looker)
+                found += [record.index] * (int(others) if self._sums(attack) else len(probe.messages))
+        return found if self._sums(attack) else found[self.threat.known_pairs :]
+
+    def _visits(self) -> float:
+        """Records, each as often as it is used, that a site trains on in one round."""
+        sizes = [len(site) for site in self.bench.prepared.sites]
+        return self.bench.federation.local.epochs * sum(sizes) / len(sizes)
+
     def _sums(self, attack: Attack) -> bool:
         """Whether this attack's targets are sums: it asks for them, or a channel leaves nothing else."""
         return self.bench.stack.channel is not None or ("probe_sums" in attack.needs and "probes" not in attack.needs)
@@ -286,6 +302,7 @@ class Trial:
             for i, v in enumerate(value[0])
             if drawable
         ]
+        measures += exposure_measures(explained(guess.value, truth)[0], self._rounds(attack)[: len(truth)], self._visits())
         pairs = confidence_pairs(guess, truth)
         if pairs is not None:  # no record, but two numbers each, so of any cohort
             measures += confidence_measures(pairs)
