@@ -26,10 +26,12 @@ class Gap:
     """Sum over tensors of the squared distance of gradients to ``received``, a fixed message, as a function of records.
 
     Each tensor's distance is relative to its own size, or all are in one ``unit``. ``first`` [L or 1, H, r] stands for the first weight.
-    The lanes may each have a message of their own: ``received`` then has a leading lane axis.
+    The lanes may have messages of their own, one each or one for several that follow each other: ``received`` then has a leading axis [P],
+    of as many messages as divide the lanes, and ``first`` may have it too.
     """
 
     def __init__(self, names: Sequence[str], params: Params, first: Tensor, received: Params, unit: float | None = None) -> None:
+        self.names = names
         self.weights = [first if index == 0 else params[name] for index, name in enumerate(names)]
         self.biases = [params[bias_of(name)] for name in names]
         self.there: list[Tensor] = []  # [.., out, in + 1]: the received weight and bias, each over its size
@@ -60,14 +62,15 @@ class Gap:
         share = self._layer(values[-1], depth - 1).softmax(-1)
         whole = y.sum(-1, keepdim=True)
         slope = (share * whole - y) / batch
-        apart, by_slope, by_value = self.rest, [slope] * depth, list(values)
+        apart, by_slope, by_value = _for_lanes(self.rest, len(x)), [slope] * depth, list(values)
         for index in reversed(range(depth)):
-            value, there, (a, b) = values[index], self.there[index], self.over[index]
+            value, there = values[index], self.there[index]
+            a, b = (_for_lanes(size, len(x)) for size in self.over[index])
             long = pad(value, (0, 1), value=1.0)  # the bias is the weight of a constant input
             among, between = slope @ slope.mT, value @ value.mT * a + b
-            met = slope @ there
+            met = _times(slope, there)
             apart = apart + (among * between).sum((1, 2)) - 2 * (met * long).sum((1, 2))
-            by_slope[index] = 2 * (between @ slope - long @ there.mT)
+            by_slope[index] = 2 * (between @ slope - _times(long, there.mT))
             by_value[index] = 2 * (a * (among @ value) - met[..., :-1])
             if index:
                 slope = (slope @ self.weights[index]) * on[index - 1]
@@ -79,14 +82,28 @@ class Gap:
         down = share * (shared - (shared * share).sum(-1, keepdim=True))
         by_target = ((up * share).sum(-1, keepdim=True) - up) / batch
         for index in reversed(range(depth)):
-            down = down @ self.weights[index] + by_value[index]
+            down = _times(down, self.weights[index]) + by_value[index]
             if index:
                 down = down * on[index - 1]
         return apart, down, by_target
 
     def _layer(self, value: Tensor, index: int) -> Tensor:
         weight, bias = self.weights[index], self.biases[index]
-        return linear(value, weight, bias) if weight.ndim == 2 else value @ weight.mT + bias
+        return linear(value, weight, bias) if weight.ndim == 2 else _times(value, weight.mT) + bias
+
+
+def _times(value: Tensor, matrix: Tensor) -> Tensor:
+    """Lanes [L, B, i] times one matrix [i, o], or times a matrix [P, i, o] for L / P of them each, read once for these."""
+    if matrix.ndim == 2:
+        return value @ matrix
+    return (value.reshape(len(matrix), -1, value.shape[-1]) @ matrix).view(*value.shape[:2], -1)
+
+
+def _for_lanes(size: Tensor | float, lanes: int) -> Tensor | float:
+    """What each of P messages has, for each of its lanes."""
+    if isinstance(size, Tensor) and size.ndim > 0 and 1 < len(size) < lanes:
+        return size.repeat_interleave(lanes // len(size), 0)
+    return size
 
 
 class _Distance(torch.autograd.Function):

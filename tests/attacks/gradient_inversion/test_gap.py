@@ -52,6 +52,21 @@ def test_a_message_and_a_first_weight_for_each_lane_and_labels_shared() -> None:
     assert torch.allclose(mine, other, rtol=1e-8)
 
 
+def test_one_message_for_several_lanes_that_follow_each_other() -> None:
+    module, params, x, soft = scene()
+    x, soft = (torch.cat([part, part.flip(0)]).requires_grad_() for part in (x, soft))  # six lanes, three messages
+    each = [message(module, params, normal(BATCH, FEATURES, seed=6 + lane).double(), soft[0].detach()) for lane in range(3)]
+    received = {name: torch.stack([one[name].detach() for one in each]) for name in each[0]}
+    first = params["0.weight"] * torch.tensor([1.0, 1.1, 0.9]).double()[:, None, None]
+    several = Gap(NAMES, params, first, received)(x, soft)
+    alone = Gap(NAMES, params, first.repeat_interleave(2, 0), {name: value.repeat_interleave(2, 0) for name, value in received.items()})(
+        x, soft
+    )
+    assert torch.allclose(several, alone, rtol=1e-12)
+    for mine, other in zip(torch.autograd.grad(several.sum(), (x, soft)), torch.autograd.grad(alone.sum(), (x, soft))):
+        assert torch.allclose(mine, other, rtol=1e-10, atol=1e-14)
+
+
 def test_nothing_is_left_at_the_records_themselves() -> None:
     module, params, x, soft = scene()
     received = message(module, params, x[0], soft[0])
