@@ -28,14 +28,48 @@ def minimise(
     ``stop`` is asked after each evaluation whether the losses suffice. Lanes that cannot descend further stay where they are; the
     search ends early when no lane gains anything any more.
     """
-    x = start.clone()
+
+    def suffice(losses: Tensor, left: Tensor) -> Tensor:
+        return torch.tensor([stop is not None and stop(losses[0])])
+
+    x, loss = minimise_each(lambda left: objective, start[None], budget, suffice, history)
+    return x[0], loss[0]
+
+
+def minimise_each(
+    family: Callable[[Tensor], Objective], start: Tensor, budget: int, stop: Callable[[Tensor, Tensor], Tensor], history: int = 20
+) -> tuple[Tensor, Tensor]:
+    """The same for several problems with equally many lanes, ``start`` [P, L, n]: points [P, L, n] and losses [P, L].
+
+    Each problem ends when it would alone, and leaves the evaluations then. ``family`` gives the objective of the problems ``left`` [p]
+    (their lanes in a row, [p L, n]); ``stop`` says of their losses [p, L] which suffice [p].
+    """
+    problems, lanes, size = start.shape
+    points, losses = start.clone(), start.new_full((problems, lanes), torch.inf)
+    left = torch.arange(problems)
+    objective = family(left)
+    x = start.reshape(-1, size).clone()
     loss, slope = _evaluate(objective, x)
     past = _History(x, history)
     direction, gain, length = _first(slope)
     tries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     resting, plain = torch.zeros_like(tries, dtype=torch.bool), torch.ones_like(tries, dtype=torch.bool)
     used, seen_at, seen_loss = 1, 1, loss
-    while used < budget and not bool(resting.all()) and not (stop is not None and stop(loss)):
+    stuck = torch.zeros(problems, dtype=torch.bool, device=x.device)
+    while True:
+        ended = stuck | resting.view(-1, lanes).all(1) | stop(loss.view(-1, lanes), left).to(x.device)
+        if used >= budget:
+            ended = torch.ones_like(ended)
+        if bool(ended.any()):
+            over = left.to(x.device)[ended]
+            points[over], losses[over] = x.view(-1, lanes, size)[ended], loss.view(-1, lanes)[ended]
+            if bool(ended.all()):
+                return points, losses
+            on = ~ended.repeat_interleave(lanes)
+            left, objective = left[~ended.cpu()], family(left[~ended.cpu()])
+            past.keep(on)
+            x, loss, slope, direction, gain, length = (part[on] for part in (x, loss, slope, direction, gain, length))
+            tries, resting, plain, seen_loss = tries[on], resting[on], plain[on], seen_loss[on]
         trial = torch.where(resting[:, None], x, x + length[:, None] * direction)
         trial_loss, trial_slope = _evaluate(objective, trial)
         used += 1
@@ -55,11 +89,10 @@ def minimise(
         gain = torch.where(anew, steep, torch.where(good, (onward * slope).sum(1), gain))
         length, tries = torch.where(anew, short, length), torch.where(anew, 0, tries)
         plain = anew | (plain & ~good)
+        stuck = torch.zeros(len(left), dtype=torch.bool, device=x.device)
         if used - seen_at >= PATIENCE:
-            if bool((loss > 0.99 * seen_loss).all()):
-                break
+            stuck = (loss > 0.99 * seen_loss).view(-1, lanes).all(1)
             seen_at, seen_loss = used, loss
-    return x, loss
 
 
 class _History:
@@ -80,6 +113,9 @@ class _History:
     def forget(self, lanes: Tensor) -> None:
         self.steps, self.changes = (torch.where(lanes[:, None, None], 0.0, held) for held in (self.steps, self.changes))
         self.scale = torch.where(lanes, 1.0, self.scale)
+
+    def keep(self, lanes: Tensor) -> None:
+        self.steps, self.changes, self.scale = self.steps[lanes], self.changes[lanes], self.scale[lanes]
 
     def times(self, slope: Tensor) -> Tensor:
         """The inverse Hessian's estimate times ``slope`` [L, n]."""

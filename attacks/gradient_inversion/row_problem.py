@@ -9,7 +9,7 @@ singular vector (Dimitrov et al. 2024, "SPEAR", use the same zeros, by sampling)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ from attacks.gradient_inversion.closed_form import invert
 from attacks.gradient_inversion.dense import Chain
 from attacks.gradient_inversion.gap import Gap
 from attacks.gradient_inversion.labels import label_list
-from attacks.gradient_inversion.lbfgs import minimise
+from attacks.gradient_inversion.lbfgs import minimise, minimise_each
 from attacks.gradient_inversion.message import (
     as_gradient,
     blocks,
@@ -36,8 +36,10 @@ from suites.contracts import Observation, Params, Secret, Skip, Target
 
 SOLVED = 1e-10  # loss of a gradient in single precision that was hit exactly
 PARTS = (0.25, 0.25, 0.25, 0.25)  # of the budget, between which the worse half of the starts begins anew from the best one
+SAME = 1e-3  # of what counts as solved: losses as near as this are taken for equal
 UNEXPLAINED = 0.25  # mean relative squared distance a tensor from which a search counts as failed
 Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r] and first weights [L, H, r] (or orders) -> messages with a lane axis
+Begun = tuple[Tensor, Tensor]  # points [L, B r] and losses [L] after a first part
 
 
 def explains(loss: float, target: Target) -> bool:
@@ -75,6 +77,8 @@ class Problem:
         full = self.received[self.first]
         _, values, right = torch.linalg.svd(full, full_matrices=False)
         rank = min(target.batch, len(values), max(int((values > 1e-6 * values[0]).sum()), 1))
+        energy = values.square()
+        self.noisy = bool(energy[target.batch :].sum() > self.solved * energy.sum())  # more directions than records make
         self.rows = right[:rank]  # [r, F']
         self.received[self.first] = full @ self.rows.T
         self.weight = self.params[self.first] @ self.rows.T  # [H, r]
@@ -169,26 +173,28 @@ class Problem:
                 parts.append(gap / received.square().sum().clamp_min(1e-300))
         return torch.stack(parts).sum(0)
 
-    def solve(self, budget: int, restarts: int, rng: torch.Generator) -> tuple[Tensor, float]:
-        """The best A [B, r] and its loss."""
+    def starts(self, restarts: int, rng: torch.Generator) -> Tensor:
+        """Where a search begins [L, B r]: the closed form, then drawn records."""
         batch, rank = len(self.labels), len(self.rows)
         draw = torch.randn(restarts, batch, rank, generator=rng).double().to(self.rows.device)
         flat = draw.mul(self.norm / rank**0.5).flatten(1)
         flat[0] = (self.guess.to(self.rows) @ self.rows.T).flatten()
-        loss = torch.full((restarts,), torch.inf, dtype=flat.dtype, device=flat.device)
-        for part in PARTS:
-            flat, loss = minimise(self.loss, flat, max(int(part * budget), 1), stop=lambda losses: bool((losses < self.solved).any()))
-            for quiet in self.quiet():
-                finished = torch.stack([self.finish(lane.view(batch, rank), quiet).flatten() for lane in flat])
-                polished = self.loss(finished).nan_to_num(torch.inf)
-                flat = torch.where((polished < loss)[:, None], finished, flat)
-                loss = torch.minimum(polished, loss)
-            best = int(loss.argmin())
+        return flat
+
+    def solve(self, budget: int, restarts: int, rng: torch.Generator, begun: Begun | None = None) -> tuple[Tensor, float]:
+        """The best A [B, r] and its loss; ``begun`` is what the first part found, where that is known: points [L, B r], losses [L]."""
+        batch, rank = len(self.labels), len(self.rows)
+        flat, loss = begun if begun is not None else searched([self], self.starts(restarts, rng)[None], int(PARTS[0] * budget))[0]
+        for part in (*PARTS[1:], 0.0):
+            # The first of those as good: of several at the last bits of the same records, rounding would choose, and with it their order.
+            best = int((loss <= loss.min() + SAME * self.solved).to(torch.int8).argmax())
             if loss[best] < self.solved:
                 break
             fresh = _moved(flat[best].view(batch, rank), restarts, rng).flatten(1)
             worse = (loss > loss.median()) & (torch.arange(restarts, device=flat.device) != best)
             flat = torch.where(worse[:, None], fresh, flat)
+            if part:
+                flat, loss = searched([self], flat[None], int(part * budget))[0]
         if loss[best] < self.solved / 10:
             return flat[best].view(batch, rank), float(loss[best])
         last, left = minimise(self.loss, flat[best : best + 1], max(budget // 20, 1))
@@ -201,18 +207,68 @@ class Problem:
             return ()
         return tuple(sorted({count for count in (units // 4, units // 3, 2 * units // 5) if count > rank}))
 
-    def finish(self, inside: Tensor, quiet: int, rounds: int = 8) -> Tensor:
-        """Records [B, r] made exact by the zeros that inactive ReLU units leave in D, where they are near a solution."""
-        assert self.bias is not None
-        received = self.received[self.first]
-        inverse = torch.linalg.pinv(inside)  # [r, B]: D^T = dW inverse
-        for _ in range(rounds):
-            rows = (received @ inverse).abs().topk(quiet, dim=0, largest=False).indices.T  # [B, quiet]: units most likely off
-            picked = received[rows]
-            inverse = torch.linalg.eigh(picked.mT @ picked).eigenvectors[:, :, 0].T
-        scale = least_squares(received @ inverse, self.received[self.bias][:, None])[:, 0]
-        exact: Tensor = torch.linalg.pinv(inverse * scale)
-        return exact
+    def alike(self, other: Problem) -> bool:
+        """Whether the two may be searched together: closed forms at one checkpoint, with as many unknowns."""
+        mine, theirs = ({n: t for n, t in one.params.items() if n != one.first} for one in (self, other))
+        return (
+            self.gap is not None
+            and other.gap is not None
+            and self.weight.shape == other.weight.shape
+            and self.soft.shape == other.soft.shape
+            and self.quiet() == other.quiet()
+            and mine.keys() == theirs.keys()
+            and all(mine[name].shape == theirs[name].shape and torch.equal(mine[name], theirs[name]) for name in mine)
+        )
+
+
+def searched(problems: Sequence[Problem], starts: Tensor, budget: int) -> list[Begun]:
+    """One part of the search of problems that are ``alike``, from ``starts`` [P, L, B r]: of each the points [L, B r] and losses [L].
+
+    A problem ends at the evaluation at which it would end alone.
+    """
+    one = problems[0]
+    lanes, shape = starts.shape[1], (*starts.shape[:2], *(len(one.labels), len(one.rows)))
+    solved = torch.tensor([problem.solved for problem in problems], dtype=starts.dtype, device=starts.device)
+
+    def family(left: Tensor) -> Callable[[Tensor], Tensor]:
+        if len(problems) == 1:
+            return one.loss
+        some = [problems[index] for index in left.tolist()]
+        assert one.gap is not None
+        received = {name: torch.stack([problem.received[name] for problem in some]) for name in one.received}
+        gap = Gap(one.gap.names, one.params, torch.stack([problem.weight for problem in some]), received)
+        soft = torch.stack([problem.soft for problem in some]).repeat_interleave(lanes, 0)
+        return lambda flat: gap(flat.view(-1, *shape[2:]), soft)
+
+    def enough(losses: Tensor, left: Tensor) -> Tensor:
+        return (losses < solved[left.to(solved.device), None]).any(1)
+
+    flat, loss = minimise_each(family, starts, max(budget, 1), enough)
+    everything = family(torch.arange(len(problems)))
+    if one.quiet():
+        assert one.bias is not None
+        weight, bias = (torch.stack([problem.received[name] for problem in problems])[:, None] for name in (one.first, one.bias))
+        for quiet in one.quiet():
+            finished = finish(flat.view(shape), weight, bias, quiet).flatten(2)
+            polished = everything(finished.flatten(0, 1)).nan_to_num(torch.inf).view(loss.shape)
+            flat = torch.where((polished < loss)[..., None], finished, flat)
+            loss = torch.minimum(polished, loss)
+    return list(zip(flat, loss))
+
+
+def finish(inside: Tensor, weight: Tensor, bias: Tensor, quiet: int, rounds: int = 8) -> Tensor:
+    """Records [.., B, r] made exact by the zeros that inactive ReLU units leave in D, where they are near a solution.
+
+    ``weight`` [.., H, r] and ``bias`` [.., H] are the first layer's received gradient.
+    """
+    inverse = torch.linalg.pinv(inside)  # [.., r, B]: D^T = dW inverse
+    for _ in range(rounds):
+        rows = (weight @ inverse).abs().topk(quiet, dim=-2, largest=False).indices.mT  # [.., B, quiet]: units most likely off
+        picked = torch.take_along_dim(weight[..., None, :, :], rows[..., None], dim=-2)
+        inverse = torch.linalg.eigh(picked.mT @ picked).eigenvectors[..., 0].mT
+    scale = least_squares(weight @ inverse, bias[..., None])
+    exact: Tensor = torch.linalg.pinv(inverse * scale.mT)
+    return exact
 
 
 def _moved(best: Tensor, lanes: int, rng: torch.Generator) -> Tensor:

@@ -1,21 +1,24 @@
 """Batches of records from one message, searched in the row space of the first layer's update (``row_problem``).
 
 Labels are the counts from the output bias, their order free. Steps of plain SGD are unrolled in the same space; what order their
-mini-batches came in is searched where the site shuffled its records (``order``).
+mini-batches came in is searched where the site shuffled its records (``order``). Single steps on one checkpoint are searched together,
+targets by starts, with the records that one search after the other finds (``ahead``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from attacks.gradient_inversion.ahead import Ahead
 from attacks.gradient_inversion.message import certified
 from attacks.gradient_inversion.order import Found, Shuffled, shuffles
 from attacks.gradient_inversion.regression import with_targets
-from attacks.gradient_inversion.row_problem import Problem, explains
+from attacks.gradient_inversion.row_problem import Begun, Problem, explains
 from attacks.gradient_inversion.spear import by_zeros
 from suites.contracts import Goal, Guess, Observation, Secret, Sees, Skip, Target
 
@@ -43,9 +46,10 @@ class RowSpace:
         everything = self.messages(seen)
         key, values, losses, proven = seen.key, [], [], []
         notes = {"targets": float(min(self.limit, len(everything))), "of": float(len(everything)), "budget": float(self.budget)}
-        for target in everything[: self.limit]:
-            problem = Problem(seen, target, key)
-            found = self._found(seen, problem, key, rng)
+        problems = [Problem(seen, target, key) for target in everything[: self.limit]]
+        ahead = Ahead(problems, self.budget, self.restarts)
+        for index, (target, problem) in enumerate(zip(everything, problems)):
+            found = self._found(seen, problem, key, rng, partial(ahead.begin, index, rng))
             # A search that explains little of the message knows less than the closed form, which shrinks towards the prior mean.
             believed = explains(found.loss, target)
             raw = found.inside @ problem.rows if believed and problem.case != "plain" else problem.guess
@@ -59,7 +63,7 @@ class RowSpace:
                 notes[said] = notes.get(said, 0.0) + 1.0
         return Guess(values, confidence=-torch.tensor(losses), certified=torch.tensor(proven), notes=dict(notes))
 
-    def _found(self, seen: Observation, problem: Problem, key: Secret | None, rng: torch.Generator) -> Found:
+    def _found(self, seen: Observation, problem: Problem, key: Secret | None, rng: torch.Generator, begin: Callable[[], Begun]) -> Found:
         """The best records in a target's row space; as if each step took all, unless some order of mini-batches explains more.
 
         Zeros of switched-off units do not depend on the order, so records that they give are exact before any order is known.
@@ -78,7 +82,7 @@ class RowSpace:
             return tried[-1].loss < problem.solved
 
         if not shuffles(problem.target) or not exactly(None):
-            inside, loss = problem.solve(self.budget, self.restarts, rng)
+            inside, loss = problem.solve(self.budget, self.restarts, rng, begin())
             tried.append(Found(inside, problem.labels, loss))
             if shuffles(problem.target) and not exactly(inside) and len(tried) == 1:
                 tried.append(Shuffled(seen, problem, problem.labels, key).solve(inside, self.budget, rng))

@@ -9,10 +9,11 @@ from observations import FakeObservation, cosine, message, mlp, normal, probe, r
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from attacks.gradient_inversion import ahead
 from attacks.gradient_inversion.closed_form import ClosedForm
 from attacks.gradient_inversion.dense import Chain
-from attacks.gradient_inversion.lbfgs import minimise
-from attacks.gradient_inversion.row_problem import SOLVED, Problem
+from attacks.gradient_inversion.lbfgs import minimise, minimise_each
+from attacks.gradient_inversion.row_problem import SOLVED, Problem, searched
 from attacks.gradient_inversion.row_space import RowSpace, RowSpaceOfSum
 from suites.contracts import Records, Skip, Threat
 from suites.observation import Seen
@@ -255,3 +256,85 @@ def test_a_search_that_explains_nothing_falls_back_to_the_closed_form() -> None:
     seen.simulate = lambda *given: {name: t + 1.0 for name, t in honest(*given).items()}  # a client that is not the victim's
     closed = ClosedForm().run(seen, torch.Generator())
     assert torch.equal(run(seen, budget=60).value[0], closed.value[0])
+
+
+def beside_the_loop(seen: FakeObservation, monkeypatch: pytest.MonkeyPatch, **options: int):
+    """Guess, generator's end and how many searches took over what was found ahead, first one target after the other, then together."""
+    both = []
+    for alike in (lambda one, other: False, Problem.alike):
+        rng, taken = torch.Generator().manual_seed(5), []
+        with monkeypatch.context() as patched:
+            patched.setattr(Problem, "alike", alike)
+            patched.setattr(ahead, "searched", lambda some, *rest, taken=taken: (taken.append(len(some)), searched(some, *rest))[1])
+            both.append((RowSpace(**options).run(seen, rng), rng.get_state(), taken))
+    return both
+
+
+def with_noise(seen: FakeObservation, index: int, size: float) -> None:
+    """Noise in the layers after the first, which adds no direction to the first one's update."""
+    sent = seen.targets[index].update
+    noisy = {name: t if name == "0.weight" else t + size * t.std() * normal(*t.shape, seed=70) for name, t in sent.items()}
+    seen.targets[index] = replace(seen.targets[index], update=noisy)
+
+
+@pytest.mark.parametrize("step", [{}, {"optimiser": "sgd", "steps": 1, "lr": 0.05}], ids=["gradient", "step"])
+@pytest.mark.parametrize("batch", [1, 4, 8])
+def test_targets_searched_together_give_the_records_of_the_loop(batch: int, step: dict, monkeypatch) -> None:
+    seen, truth = lab(batch, 4, **step)
+    (alone, end, single), (together, same, taken) = beside_the_loop(seen, monkeypatch)
+    for one, other in zip(alone.value, together.value):
+        assert float((one - other).norm() / one.norm()) <= 1e-6
+    assert alone.certified.tolist() == together.certified.tolist()
+    assert torch.equal(end, same)
+    assert exact(together.value, truth) == 1.0
+    assert (single, taken) == (([1] * 4, [4]) if batch > 1 else ([], []))
+
+
+def test_a_search_that_is_not_solved_is_the_loop_s_and_so_are_those_after_it(monkeypatch) -> None:
+    """The second of five draws new starts, so that the third begins elsewhere than was foreseen; the last two are begun together again."""
+    seen, truth = lab(4, 5)
+    with_noise(seen, 1, 0.05)
+    (alone, end, _), (together, same, taken) = beside_the_loop(seen, monkeypatch, limit=5)
+    assert taken[0] == 5
+    assert taken[-1] == 2
+    assert torch.equal(alone.value[1], together.value[1])
+    assert max(float((one - other).norm() / one.norm()) for one, other in zip(alone.value, together.value)) <= 1e-6
+    assert alone.certified.tolist() == together.certified.tolist() == [True, False, True, True, True]
+    assert torch.equal(end, same)
+    assert exact([together.value[2]], [truth[2]]) == 1.0
+
+
+def test_only_targets_of_one_checkpoint_shape_and_step_are_searched_together(monkeypatch) -> None:
+    seen, _ = lab(2, 2)
+    other = lab(2, 1, optimiser="sgd", steps=3, lr=0.05)[0].targets[0]
+    seen.targets = [seen.targets[0], other, lab(4, 1)[0].targets[0], seen.targets[1]]
+    moved = {name: t * 1.01 if name == "2.weight" else t for name, t in seen.targets[3].params.items()}
+    first, steps, four, last = (Problem(seen, target, None) for target in seen.targets)
+    assert first.alike(last)
+    assert not any(first.alike(odd) for odd in (steps, four, Problem(seen, replace(seen.targets[3], params=moved), None)))
+    assert not first.noisy
+    (_, _, _), (_, _, taken) = beside_the_loop(seen, monkeypatch, budget=20, restarts=2)
+    assert max(taken) == 1
+    public = {name: t + 0.01 * t.std() * normal(*t.shape, seed=71) for name, t in seen.targets[0].update.items()}
+    assert Problem(seen, replace(seen.targets[0], update=public), None).noisy
+
+
+def test_each_of_several_problems_ends_where_it_would_alone() -> None:
+    stiff = torch.tensor([[1.0, 1.5], [40.0, 2.0], [0.9, 300.0]]).double()
+    start, goal = normal(3, 4, 2, seed=4).double(), torch.tensor([1e-3, 1e-9, 1e-6]).double()
+    calls: list[int] = []
+
+    def bowl(index: torch.Tensor):
+        def loss(flat: torch.Tensor) -> torch.Tensor:
+            calls.append(len(flat))
+            return (stiff[index].repeat_interleave(4, 0) * flat.square()).sum(1) + flat[:, 0].pow(4)
+
+        return loss
+
+    points, losses = minimise_each(bowl, start, 60, lambda found, left: (found < goal[left, None]).any(1))
+    assert calls[0] == 12
+    assert calls[-1] == 4  # who has ended is not evaluated any more
+    for each in range(3):
+        alone, loss = minimise(bowl(torch.tensor([each])), start[each], 60, stop=lambda found, each=each: bool((found < goal[each]).any()))
+        assert torch.allclose(points[each], alone, rtol=1e-9, atol=1e-14)
+        assert torch.allclose(losses[each], loss, rtol=1e-9, atol=1e-18)
