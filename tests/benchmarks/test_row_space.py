@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attacks.gradient_inversion.gap import Gap
 from attacks.gradient_inversion.row_problem import Problem
+from attacks.gradient_inversion.row_space import RowSpace
 from suites.contracts import Params, Records
 from tests.benchmarks.ratio import interleaved
 
@@ -94,3 +95,30 @@ def test_sixteen_starts_at_once(benchmark, space: str) -> None:
     benchmark.pedantic(lambda: with_slope(found.loss(starts), starts), rounds=1)
     benchmark.extra_info.update(sequential=slow, batched=fast, ratio=ratio)
     assert ratio >= (5 if space == "row space" else 8)
+
+
+@pytest.mark.parametrize(("batch", "bar"), [(1, 0.8), (4, 1.2), (8, 1.2)])
+def test_sixteen_targets_at_once(benchmark, monkeypatch, batch: int, bar: float) -> None:
+    """The whole attack on sixteen gradients together, against one after the other; one record is read off, with no search to be shared."""
+    torch.set_num_threads(1)
+    module = mlp([200, 64, 64, 10], 0)
+    targets = [probe(module, normal(batch, 200, seed=10 + i), (torch.arange(batch) * 3 + i) % 10) for i in range(16)]
+    public = Records(normal(200, 200, seed=99), torch.arange(200) % 10)
+    seen = FakeObservation(module, 200, 10, targets=targets, auxiliary=public)
+
+    def together() -> list[bool]:
+        guess = RowSpace(limit=16).run(seen, torch.Generator().manual_seed(5))
+        assert guess.certified is not None
+        return list(guess.certified.tolist())
+
+    def loop() -> list[bool]:
+        with monkeypatch.context() as patched:
+            patched.setattr(Problem, "alike", lambda one, other: False)
+            return together()
+
+    assert together() == loop() == [True] * 16
+    slow, fast, ratio = interleaved(loop, together, repeats=5)
+    benchmark.pedantic(together, rounds=1)
+    benchmark.extra_info.update(loop=slow, together=fast, ratio=ratio)
+    print(f"batch {batch}: loop {slow:.3f} s, together {fast:.3f} s, {ratio:.2f} times")
+    assert ratio >= bar
