@@ -79,6 +79,7 @@ ATTACKS: Final = {
     "class_mix": "Class mix",
     "class_mix_of_sum": "Class mix of all sites",
     "disaggregation": "Disaggregation",
+    "sratta": "SRATTA",
     "donor_attribute": "Donor attribute",
     "joint_key": "Joint search for records and key",
     "overlap": "Overlap with the row space",

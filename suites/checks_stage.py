@@ -58,8 +58,9 @@ class Stage:
     def __init__(self, stack: Stack, *, rounds: int = 6, inserting: Inserting | None = None, ground: Ground | None = None) -> None:
         torch.set_num_threads(1)
         self.ground = Ground() if ground is None else ground
-        self.task = Classification(hidden=32, blocks=2, head=16, dropout=0.0, network="mlp")
-        local, share = Local(epochs=4, batch=8, lr=3e-3), self.ground.participation
+        wide, share = self.ground.one_step, self.ground.participation
+        self.task = Classification(hidden=128 if wide else 32, blocks=2, head=16, dropout=0.0, network="mlp")
+        local = Local(1, PER_SITE, "sgd", lr=0.3) if wide else Local(epochs=4, batch=8, lr=3e-3)
         federation = stack.protocol(Federation(stack.topology, SITES, rounds, local, share, flaws=self.ground.flaws))
         everybody = MEMBERS + 4 * OTHERS
         x = torch.randn(everybody, FEATURES, generator=torch.Generator().manual_seed(0))

@@ -407,7 +407,8 @@ class Ground:
     normal (cubes of normal ones, as omics has few high and many low). ``keys`` > 0: the federation's key is among the first so
     many that a two-byte seed gives, so that a search of all ends within a check. ``participation``: the share of sites in each round.
     ``known_pairs``: as many messages as the threat knows the records of (``Threat``). ``factors`` > 0: as many skewed factors hold nine
-    tenths of a record's variance, as few programmes do of a cell's, where else all directions are alike.
+    tenths of a record's variance, as few programmes do of a cell's, where else all directions are alike. ``one_step``: each round is one
+    step of SGD on all of a site's records, under a first layer with more units than there are records.
     """
 
     defense: str = ""
@@ -418,6 +419,7 @@ class Ground:
     participation: float = 1.0
     known_pairs: int = 0
     factors: int = 0
+    one_step: bool = False
 
 
 class Attack(Protocol):

@@ -60,7 +60,15 @@ MEMBERS: Mapping[str, tuple[str, ...]] = {
         "open_with_wrong_keys",
         "open_with_held_key",
     ),
-    "property": ("site_of_origin", "disaggregation", "class_mix", "class_mix_of_sum", "donor_attribute", "donor_attribute_of_sum"),
+    "property": (
+        "site_of_origin",
+        "disaggregation",
+        "sratta",
+        "class_mix",
+        "class_mix_of_sum",
+        "donor_attribute",
+        "donor_attribute_of_sum",
+    ),
     "audit": ("designed_canaries", "designed_canaries_of_sum", "designed_canaries_black_box", "random_canaries"),
 }
 _PLAIN = ("reconstruction", "membership", "key")  # by name only: canaries train a federation of their own, properties need a column or skew

@@ -62,7 +62,7 @@ class CocktailParty:
                 labels = labels_by_slope(seen, target, value, slopes, bias, classes, key)
                 proven.append(certified(seen, target, value, labels, key))
             none = torch.linalg.qr(torch.randn(raw.shape[1], target.batch, generator=rng, dtype=torch.float64))[0].T
-            tails.append(float(_kurtosis(raw).median() - _kurtosis(_components(none, self.budget, rng) @ none).median()))
+            tails.append(float(_kurtosis(raw).median() - _kurtosis(independent(none, self.budget, rng) @ none).median()))
         notes = {"targets": float(len(values)), "of": float(len(everything)), "tails": sum(tails) / len(tails)}
         return Guess(values, confidence=torch.tensor(tails), certified=torch.tensor(proven), notes=notes)
 
@@ -100,7 +100,7 @@ def unmix(target: Target, features: int, norm: float, budget: int, rng: torch.Ge
     _, values, right = torch.linalg.svd(weight, full_matrices=False)
     batch = max(1, min(target.batch, int((values > 1e-6 * values[0]).sum())))
     rows = right[:batch] * width**0.5  # orthonormal mixtures [B, F']
-    turn = _components(rows, budget, rng).to(rows)
+    turn = independent(rows, budget, rng).to(rows)
     voices = turn @ rows  # [B, F']
     mixing = least_squares(voices.T, weight.T).T  # D^T up to a factor a column, [H, B]
     shares = least_squares(mixing, slope[:, None])[:, 0]  # 1 / length of each record
@@ -112,7 +112,7 @@ def unmix(target: Target, features: int, norm: float, budget: int, rng: torch.Ge
     return torch.nn.functional.pad(records, (0, 0, 0, missing)), torch.nn.functional.pad(slopes, (0, 0, 0, missing)), layer.bias
 
 
-def _components(mixtures: Tensor, budget: int, rng: torch.Generator) -> Tensor:
+def independent(mixtures: Tensor, budget: int, rng: torch.Generator) -> Tensor:
     """The unmixing [B, B] of orthogonal mixtures [B, F]."""
     batch = len(mixtures)
     if batch == 1:
