@@ -4,7 +4,7 @@ Threat: a server under secure aggregation, which reads only the sum of a round's
 SGD at the first layer is [dW | db] = D^T [X | 1], with D [n, H] the slopes: its row space is that of the participants' records, each with a
 one appended. Three steps, of which the first two are what changing participation adds:
 
-1. *Group.* What lies in the row space of every round of a site and of no other site's every round is spanned by that site's records.
+1. *Group.* What the row spaces of all rounds of a site have in common, where no other site was in all of these, is its records' span.
 2. *Split.* The sum's coordinates along these spans are each site's own update: secure aggregation is undone, at the first layer.
 3. *Recover.* A ReLU that is off for a record leaves a zero in D (SRATTA's neurons that one record alone switches on are the plainest
    case). One site's updates of all rounds mix the same records: their zeros together undo the mixture, and the appended one tells each
