@@ -290,18 +290,35 @@ def test_targets_searched_together_give_the_records_of_the_loop(batch: int, step
     assert (single, taken) == (([1] * 4, [4]) if batch > 1 else ([], []))
 
 
-def test_a_search_that_is_not_solved_is_the_loop_s_and_so_are_those_after_it(monkeypatch) -> None:
-    """The second of five draws new starts, so that the third begins elsewhere than was foreseen; the last two are begun together again."""
-    seen, truth = lab(4, 5)
-    with_noise(seen, 1, 0.05)
-    (alone, end, _), (together, same, taken) = beside_the_loop(seen, monkeypatch, limit=5)
-    assert taken[0] == 5
-    assert taken[-1] == 2
-    assert torch.equal(alone.value[1], together.value[1])
+@pytest.mark.parametrize(("noisy", "groups"), [(1, [5, 1, 1, 2]), (0, [2, 1, 1])])
+def test_a_search_that_is_not_solved_is_the_loop_s_and_so_are_those_after_it(noisy: int, groups: list[int], monkeypatch) -> None:
+    """It draws new starts, so that the next begins elsewhere than was foreseen; those after that are begun together again."""
+    count = groups[0]
+    seen, truth = lab(4, count)
+    with_noise(seen, noisy, 0.05)
+    (alone, end, _), (together, same, taken) = beside_the_loop(seen, monkeypatch, limit=count)
+    assert taken == groups
+    assert torch.equal(alone.value[noisy], together.value[noisy])
     assert max(float((one - other).norm() / one.norm()) for one, other in zip(alone.value, together.value)) <= 1e-6
-    assert alone.certified.tolist() == together.certified.tolist() == [True, False, True, True, True]
+    assert alone.certified.tolist() == together.certified.tolist() == [index != noisy for index in range(count)]
     assert torch.equal(end, same)
-    assert exact([together.value[2]], [truth[2]]) == 1.0
+    assert exact(together.value[noisy + 1 : noisy + 2], truth[noisy + 1 : noisy + 2]) == 1.0
+
+
+def test_a_search_ends_with_its_first_solved_lane_and_not_with_its_first_resting_one(monkeypatch) -> None:
+    seen, _ = lab(4)
+    problem = Problem(seen, seen.targets[0], None)
+    inside, loss = problem.solve(900, 16, torch.Generator().manual_seed(5))
+    assert loss < problem.solved
+    monkeypatch.setattr(problem, "quiet", lambda: ())
+    starts = torch.stack([inside.flatten(), normal(inside.numel(), seed=3).double()])[None]
+    assert torch.equal(searched([problem], starts, 50)[0][0], starts[0])
+    start = torch.tensor([[[0.0], [0.5]]]).double()  # the first lies on the top between two valleys
+    wells, left = minimise_each(
+        lambda left: lambda x: (x[:, 0].square() - 1).square(), start, 60, lambda losses, left: torch.zeros(1, dtype=torch.bool)
+    )
+    assert wells[0].flatten().tolist() == pytest.approx([0.0, 1.0], abs=1e-5)
+    assert float(left[0, 1]) < 1e-8
 
 
 def test_only_targets_of_one_checkpoint_shape_and_step_are_searched_together(monkeypatch) -> None:
