@@ -32,7 +32,7 @@ def table(rows: pd.DataFrame, attacks: Sequence[str], defenses: Sequence[str]) -
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- | --- | ---: | --- | --- | --- | --- |"]
     order = {name: place for place, name in enumerate(attacks)}
     with words.among(defenses, attacks):
-        for row in sorted(rows.to_dict("records"), key=lambda row: (str(row["goal"]), order[str(row["attack"])])):
+        for row in sorted(rows[rows["leakage"].notna()].to_dict("records"), key=lambda row: (str(row["goal"]), order[str(row["attack"])])):
             hidden = [words.defense(name) for name in str(row["cannot_look_at"]).split("; ") if name not in ("", "nan")]
             cells = (
                 words.GOALS.get(str(row["goal"]), str(row["goal"])),
@@ -45,7 +45,22 @@ def table(rows: pd.DataFrame, attacks: Sequence[str], defenses: Sequence[str]) -
                 ", ".join(hidden) or words.MISSING,
             )
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    silent = rows[rows["leakage"].isna()].set_index("attack")["reason"].to_dict()
+    with words.among(defenses, attacks):
+        said = [f"- {words.attack(name)}: {silent[name]}" for name in attacks if name in silent]
+    return "\n".join([*lines, "", "Without a leakage here:", "", *said]) + "\n"
+
+
+def silent(results: pd.DataFrame, attacks: Sequence[str], scored: set[str]) -> pd.DataFrame:
+    """The attacks that gave no leakage, each with the reason that most of its cells give."""
+    found = []
+    for name in attacks:
+        own = results[(results["attack"] == name) & ~results["reason"].isin(["", "the defense has no key"])]
+        if name not in scored:
+            reasons = own["reason"].value_counts()
+            control = bool((results["attack"].eq(name) & results["role"].eq("control")).any())
+            found.append({"attack": name, "reason": "a control" if control else str(reasons.index[0]) if len(reasons) else "asked nowhere"})
+    return pd.DataFrame(found, columns=["attack", "reason"])
 
 
 def main(out: Path, *, read: bool) -> None:
@@ -53,6 +68,9 @@ def main(out: Path, *, read: bool) -> None:
     if not read:
         run(DOCS / "attacks.yaml", out=out)
     rows = pd.read_csv(out / "report" / "tables" / "attacks.csv").round(4)
+    asked_for, _ = asked()
+    results = pd.read_parquet(out / "results.parquet")
+    rows = pd.concat([rows, silent(results, asked_for, set(rows["attack"]))], ignore_index=True)
     rows.to_csv(DOCS / "attacks.csv", index=False)
     page = DOCS / "attacks.md"
     before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
