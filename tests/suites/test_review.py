@@ -65,7 +65,8 @@ def test_few_auxiliary_records_are_drawn_whatever_their_order(tmp_path: Path) ->
     from suites.contracts import Records, Threat
 
     y = torch.arange(120) // 40  # sorted by class, as many files are
-    scene: Any = SimpleNamespace(auxiliary=Records(torch.zeros(120, 3), y), candidates=None)
+    everyone = Records(torch.zeros(120, 3), y)
+    scene: Any = SimpleNamespace(auxiliary=everyone, candidates=everyone, features=3)
     few = Seen(scene, SimpleNamespace(), Threat(auxiliary=20)).auxiliary  # type: ignore[arg-type]
     assert len(few) == 20
     assert set(few.y.tolist()) == {0, 1, 2}
