@@ -66,6 +66,7 @@ def utility(folders: Iterable[Path]) -> pd.DataFrame:
 def standard(results: Path, goal: str) -> pd.DataFrame:
     """Leakage by attack and defense; of a reconstruction also the share of records named, beside chance."""
     table = pd.read_parquet(results)
+    data = str(table["data"].iloc[0])
     table = table[(table["status"] == "ok") & (table["goal"] == goal) & (table["role"].isin(["score", "control"]))]
     rows = []
     for (attack, defense), own in table.groupby(["attack", "defense"]):
@@ -75,7 +76,7 @@ def standard(results: Path, goal: str) -> pd.DataFrame:
             low, high = (float(leakage[end].iloc[0]) for end in ("low", "high"))
         named = {name: float(own[own["metric"] == name]["value"].mean()) for name in ("reidentified", "chance_reidentified")}
         rows.append({"attack": attack, "defense": defense, "seeds": len(leakage), "leakage": mean, "low": low, "high": high, **named})
-    return pd.DataFrame([{"goal": goal, **row} for row in rows])
+    return pd.DataFrame([{"data": data, "goal": goal, **row} for row in rows])
 
 
 def _trained(folder: Path) -> Iterable[tuple[Bench, Path]]:

@@ -33,9 +33,10 @@ def test_utility_costs_what_the_page_says_and_wrong_keys_open_nothing() -> None:
 
 def test_membership_leaks_at_most_a_third_of_fedavgs() -> None:
     table = pd.read_csv(DOCS / "hardened_standard.csv")
-    worst = table[table["goal"] == "membership"].groupby("defense")["leakage"].max()
-    assert worst[PLAIN] > 0.9
-    assert worst[OURS] <= worst[PLAIN] / 3
+    for data, own in table[table["goal"] == "membership"].groupby("data"):
+        worst = own.groupby("defense")["leakage"].max()
+        assert worst[PLAIN] > 0.9 or data != "pbmc68k"
+        assert worst[OURS] <= worst[PLAIN] / 3
     named = table[table["goal"] == "reconstruction"].assign(above=lambda t: t["reidentified"] - t["chance_reidentified"])
     assert named[named["defense"] == PLAIN]["above"].max() > 0.1
     assert named[named["defense"] == OURS]["above"].max() <= named[named["defense"] == PLAIN]["above"].max() / 3
@@ -53,7 +54,7 @@ def test_a_table_of_attacks_is_read_from_results(tmp_path: Path) -> None:
         for defense, values in ((PLAIN, (0.9, 0.8)), (OURS, (0.1, -0.1)))
         for seed, value in enumerate(values)
     ]
-    pd.DataFrame(rows).assign(status="ok", role="score").to_parquet(tmp_path / "results.parquet")
+    pd.DataFrame(rows).assign(data="pbmc68k", status="ok", role="score").to_parquet(tmp_path / "results.parquet")
     table = standard(tmp_path / "results.parquet", "membership").set_index("defense")
     assert table["leakage"].to_dict() == pytest.approx({PLAIN: 0.85, OURS: 0.0})
     assert table.loc[OURS, "low"] < 0 < table.loc[OURS, "high"]
