@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from suites.contracts import (
     Local,
     Params,
     Probe,
+    Records,
     RequestError,
     Secret,
     Shape,
     Task,
 )
 from suites.federation import PEEKS, POOLED, Assignment, Trained, build, call, train
+from suites.gaps import fill, may_fill
 from suites.lanes import wire
 from suites.prepared import Prepared, prepare
 from suites.randomness import keys, stream
@@ -71,6 +74,14 @@ class Bench:
             self._first_width(),
         )
         self.stack: Stack = stack.plan(self.federation, self.shape)
+        if self.prepared.pool.gaps is not None and not may_fill(self.stack.clip, self.stack.claim(self.federation, self.shape)):
+            self.prepared = replace(self.prepared, pool=replace(self.prepared.pool, gaps=None))
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The pool as those who train feed it, [N, F] in public units: gaps of training records filled by their site."""
+        pool, sites = self.prepared.pool, self.prepared.sites
+        return fill(pool.x, pool.gaps, (torch.cat(sites),) if self.stack.topology == "centralized" else sites)[0]
 
     def _first_width(self) -> int:
         with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
@@ -242,7 +253,8 @@ class Bench:
         The start only where it says something: of a network that is told no labels it may do as well as the trained one.
         """
         prepared, task = self.prepared, self.task
-        train, test, classes = prepared.records(torch.cat(prepared.sites)), prepared.records(prepared.test), prepared.pool.classes
+        members, test, classes = torch.cat(prepared.sites), prepared.records(prepared.test), prepared.pool.classes
+        train = Records(self.inputs[members], prepared.pool.y[members])
         beside: dict[str, dict[str, float]] = {}
         if self.stack.topology == "centralized" and isinstance(task, yardsticks.Compared):
             beside |= {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}

@@ -66,7 +66,7 @@ def run(
     site: Annotated[str | None, typer.Option(help="obs column that says which site holds a record.")] = None,
     person: Annotated[str | None, typer.Option(help="obs column of the person behind a record.")] = None,
     transform: Annotated[str | None, typer.Option(help="Of the values: auto (counts are normalised), log1p or none.")] = None,
-    missing: Annotated[str | None, typer.Option(help="Of NaN: error, or impute by the auxiliary mean.")] = None,
+    missing: Annotated[str | None, typer.Option(help="Of NaN: error, impute (auxiliary mean) or impute_by_site.")] = None,
     drop: Annotated[str | None, typer.Option(help="What may be left out, by comma: unlabelled, rare, empty.")] = None,
     data_only_embedded: Annotated[
         bool, typer.Option("--data-only-embedded", help="Download nothing: generated cohorts stand in, and the report names them.")

@@ -32,6 +32,7 @@ from suites.contracts import (
     Shape,
     Task,
 )
+from suites.gaps import fill, may_fill
 from suites.lanes import Lane, Trainer, schedule, wire
 from suites.randomness import digest, keys, stream
 from suites.stack import Stack
@@ -48,6 +49,7 @@ class Pool:
     y: Tensor
     classes: int
     person: Tensor | None = None  # [N] who gave each record, where that is known
+    gaps: Tensor | None = None  # [N, F] bool: what each site fills by its own means (``suites.gaps``)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,15 @@ def train(
     Raises
     ------
     RequestError
-        A choice of rounds by validation under a formal privacy claim, since that release is not accounted for.
+        A choice of rounds by validation under a formal privacy claim, since that release is not accounted for; gaps that sites fill under
+        a promise for less than a site.
     """
     claim = stack.claim(federation, _shape(pool, assignments[0]))
+    if pool.gaps is not None and not may_fill(stack.clip, claim):
+        raise RequestError(
+            "gaps filled by each site's own means under clipping or a privacy claim for its records would let a record move others' "
+            "inputs, which no epsilon covers; use missing: impute"
+        )
     flaws = federation.flaws & {POOLED, PEEKS}
     if flaws and claim is not None and claim.kind == "dp":
         raise RequestError(
@@ -235,14 +243,16 @@ class _Run:
         self.lanes: list[list[Lane]] = []
         for assignment in self.assignments:
             secret = stack.secret(keys(*assignment.defense_coordinates, "secret"))
-            x = stack.prepare(pool.x, secret) if stack.prepares else pool.x
+            own = fill(pool.x, pool.gaps, assignment.sites)
+            fed = {id(held): stack.prepare(held, secret) if stack.prepares else held for held in own}
+            x = fed[id(own[0])]
             module = build(task, stack, x.shape[1], pool.classes, secret, stream(*assignment.coordinates, "initialisation")).to(
                 pool.x.device
             )
             self.secrets.append(secret)
             self.inputs.append(x)
             self.modules.append(module)
-            self.lanes.append([self._lane(assignment, module, x, site) for site in range(len(assignment.sites))])
+            self.lanes.append([self._lane(assignment, module, fed[id(held)], site) for site, held in enumerate(own)])
         if witness is not None:
             for lane in self.lanes[0]:
                 witness.joins(lane.noise, lane.records, None if lane.person is None else lane.person[lane.records])

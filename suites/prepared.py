@@ -14,13 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from suites import registry
-from suites.cohorts.spec import DataSpec, PartitionSpec, SplitSpec
-from suites.contracts import Records
+from suites.cohorts.spec import BY_SITE, DataSpec, PartitionSpec, SplitSpec
+from suites.contracts import Records, RequestError
 from suites.federation import Pool
 from suites.randomness import digest, stream
 from suites.tasks.layout import Layout
@@ -29,7 +31,11 @@ from suites.tasks.structured import Structured, Table
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One seed's data. ``sites`` are the training records of each site; all parts are disjoint indices into the pool."""
+    """One seed's data. ``sites`` are the training records of each site; all parts are disjoint indices into the pool.
+
+    Gaps of the pool hold the public fill, and ``records`` gives them so, of members as of others; what a site fills in where the pool has
+    ``gaps`` is for those who train (``Bench.inputs``).
+    """
 
     pool: Pool
     sites: tuple[Tensor, ...]
@@ -93,9 +99,11 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     partition = PartitionSpec(**spec["partition"])
     task = registry.find("tasks", spec["task"]).make()
     own = task if isinstance(task, Structured) else None
-    cohort = own.cohort(DataSpec(**spec["data"])) if own is not None else load(DataSpec(**spec["data"]))
+    data = DataSpec(**spec["data"])
+    cohort = own.cohort(data) if own is not None else load(data)
     where = (spec["suite"], spec["task"], cohort.name, "seed", spec["seed"])
     parts = split(cohort, SplitSpec(**spec["split"]), partition, *where, "split")
+    gaps = _gaps(cohort.x, data, spec["task"], own is not None)
     if own is not None:
         table = own.table(cohort, parts)
     else:
@@ -109,6 +117,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     home[: len(every)] = every
     order = torch.randperm(len(candidates), generator=stream(*where, "candidate order"))
     tensors = {
+        **({} if gaps is None else {"gaps": gaps}),
         "x": table.x,
         "y": torch.from_numpy(cohort.y),
         "classes": torch.tensor(len(cohort.classes)),
@@ -137,10 +146,22 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, {**about, "classes": len(cohort.classes), **persons, **copies}
 
 
+def _gaps(x: NDArray[np.float32], data: DataSpec, task: str, structured: bool) -> Tensor | None:
+    """Where sites fill in what is missing [N, F]; None where nothing is, or the public fill is asked for."""
+    if data.missing != BY_SITE:
+        return None
+    if structured:
+        raise RequestError(
+            f"missing: {BY_SITE} fills features, and the task {task} lays out records of its own (targets, neighbours); use missing: impute"
+        )
+    gaps = np.isnan(x)
+    return torch.from_numpy(gaps) if gaps.any() else None
+
+
 def _read(tensors: dict[str, Tensor]) -> Prepared:
     sites = sum(name.startswith("site/") for name in tensors)
     return Prepared(
-        Pool(tensors["x"], tensors["y"], int(tensors["classes"]), tensors.get("person")),
+        Pool(tensors["x"], tensors["y"], int(tensors["classes"]), tensors.get("person"), tensors.get("gaps")),
         tuple(tensors[f"site/{i}"] for i in range(sites)),
         tensors["validation"],
         tensors["test"],

@@ -43,6 +43,7 @@ def insert(prepared: Prepared, attack: Inserting, rng: torch.Generator, coins: t
     sites = tuple(torch.cat([site, index[included]]) if i == SITE else site for i, site in enumerate(prepared.sites))
     x, y = torch.cat([pool.x, canaries.x.to(pool.x.dtype)]), torch.cat([pool.y, canaries.y.to(pool.y.dtype)])
     person = _persons(prepared.person, count)
+    # Gaps keep the public fill: in its site's means a canary would move other records' inputs, beside what it is there to show.
     return replace(
         prepared,
         pool=Pool(x, y, pool.classes, person),

@@ -151,6 +151,6 @@ def synthetic(data: DataSpec) -> Cohort:
         raise RequestError("the synthetic cohort has no obs columns to choose records by; remove only, or give params other sizes")
     if given:
         raise RequestError(f"the synthetic cohort has its own label, site and person and no {given[0]} to choose; remove {given[0]}")
-    if made.missing and data.missing != "impute":
+    if made.missing and not data.imputes:
         raise RequestError("this synthetic cohort has missing values, which no network survives; set missing: impute")
     return generate(made)

@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Scalar = bool | int | float | str
+BY_SITE = "impute_by_site"
 
 
 class _Frozen(BaseModel):
@@ -22,7 +23,8 @@ class DataSpec(_Frozen):
     ``label``, ``site`` and ``person`` name obs columns; a registered cohort has defaults for them. ``matrix`` picks the values: "X",
     "raw", "layers/NAME" or "obsm/NAME". ``transform``: "auto" turns integer counts into log(1 + 10,000 x / total of the record) and leaves
     all else, "log1p" takes log(1 + x), "none" leaves the values. ``missing="impute"`` admits NaN (the preprocessor then fills in the
-    mean of the auxiliary records). ``drop`` says what may be left out where it would else be an error: "unlabelled" records, records of
+    mean of the auxiliary records); "impute_by_site" has each site fill its training records' gaps with its own means (``suites.gaps``).
+    ``drop`` says what may be left out where it would else be an error: "unlabelled" records, records of
     "rare" classes (fewer than two records), "empty" features (zero in every record). ``only`` keeps the records whose obs columns have
     the listed values: ``only: {cohort: [BRCA]}``. ``attribute`` names a binary obs column that property attacks are after and no model is
     told (``sex``), or one value of a column against all others (``batch=3``).
@@ -36,10 +38,15 @@ class DataSpec(_Frozen):
     attribute: str | None = None
     matrix: str | None = None
     transform: Literal["auto", "log1p", "none"] | None = None
-    missing: Literal["error", "impute"] | None = None
+    missing: Literal["error", "impute", "impute_by_site"] | None = None
     drop: tuple[Literal["unlabelled", "rare", "empty"], ...] = ()
     only: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     params: dict[str, Scalar] = Field(default_factory=dict)  # of a generated cohort (synthetic)
+
+    @property
+    def imputes(self) -> bool:
+        """Whether missing values are admitted."""
+        return self.missing in ("impute", BY_SITE)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -61,7 +61,7 @@ def checked(path: str, x: Floats, features: tuple[str, ...], data: DataSpec) -> 
         raise RequestError(
             f"{path}: {found.inf} values are infinite {where}, which no network survives; replace them or leave those records out"
         )
-    if found.nan and data.missing != "impute":
+    if found.nan and not data.imputes:
         raise RequestError(f"{path}: {found.nan} values are NaN {where}, which no network survives; fill them in or set missing: impute")
     empty = np.flatnonzero(~found.filled)
     if len(empty) and "empty" not in data.drop:
