@@ -42,8 +42,9 @@ class ClosedForm:
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         classes, key, public = known_count(seen.known, "classes"), seen.key, seen.auxiliary.x
         values, trust, proven, kinds = [], [], [], set()
+        responses = OwnResponses(seen)
         for target in seen.targets:
-            parts = [self._block(seen, target, columns) for columns in blocks(seen.known)]
+            parts = [self._block(responses, target, columns) for columns in blocks(seen.known)]
             value = seen.restore(torch.cat([raw for raw, _, _ in parts], 1).float(), key)
             found = {kind for _, _, kind in parts}
             if unlabelled(seen.known):
@@ -58,12 +59,53 @@ class ClosedForm:
             kinds |= found
         return Guess(values, torch.tensor(trust), torch.tensor(proven), {"cases": "+".join(sorted(kinds))})
 
-    def _block(self, seen: Observation, target: Target, columns: slice) -> tuple[Tensor, float, str]:
+    def _block(self, responses: OwnResponses, target: Target, columns: slice) -> tuple[Tensor, float, str]:
         """What one first layer gives away: the columns [B, F'] that it reads, the expected cosine, and which case it was."""
-        public = seen.auxiliary.x[:, columns]
+        public = responses.seen.auxiliary.x[:, columns]
         norm = float(public.norm(dim=1).median()) if len(public) else float(width(columns)) ** 0.5
         raw, confidence, kind = invert(target, width(columns), norm, public)
-        return (measured(seen, target, raw, columns) if kind == "keyed rows" else raw), confidence, kind
+        return (responses.measured(target, raw, columns) if kind == "keyed rows" else raw), confidence, kind
+
+
+class OwnResponses:
+    """How the rows of a checkpoint's first layer answer the adversary's own records: worked out once for all messages of a checkpoint."""
+
+    def __init__(self, seen: Observation) -> None:
+        self.seen = seen
+        self._known: list[tuple[Params, slice, tuple[Tensor, Tensor]]] = []
+
+    def measured(self, target: Target, raw: Tensor, columns: slice) -> Tensor:
+        """``raw`` [1, F'] with the length and sign that the same rows' response to own records gives, or as it is where there are none."""
+        if not len(self.seen.auxiliary) or raw.shape[1] != width(columns):
+            return raw
+        rows, trust = _lengths(as_gradient(target), raw[0], width(columns))
+        own, known = self._at(target, columns, len(rows))
+        ratio, clear = rows / own, trust * known
+        good = ratio.isfinite() & (clear >= clear[ratio.isfinite()].median()) if bool(ratio.isfinite().any()) else ratio.isfinite()
+        return raw * ratio[good].median() if bool(good.any()) else raw
+
+    def _at(self, target: Target, columns: slice, rows: int) -> tuple[Tensor, Tensor]:
+        """Each row's scale [rows] and how clear it is [rows]; from the own record that shows it best."""
+        for params, where, found in self._known:
+            if where == columns and _same(params, target.params):
+                return found
+        seen, public = self.seen, self.seen.auxiliary
+        key = seen.key if seen.key is not None else seen.draw_key(0)
+        classes = known_count(seen.known, "classes")
+        one_gradient = replace(target, optimiser="gradient", steps=1, batch=1)
+        own: Tensor = torch.zeros(rows, dtype=torch.float64, device=public.x.device)
+        known = own  # a row that is off for one record is on for another
+        for i in range(min(_OWN_RECORDS, len(public))):
+            label = torch.nn.functional.one_hot(public.y[i : i + 1], classes).to(public.x.dtype)
+            gradient = seen.simulate(one_gradient, public.x[i : i + 1], label, key)
+            said, clear = _lengths(gradient, public.x[i, columns], width(columns))
+            own, known = torch.where(clear > known, said, own), torch.maximum(clear, known)
+        self._known.append((target.params, columns, (own, known)))
+        return own, known
+
+
+def _same(left: Params, right: Params) -> bool:
+    return left is right or (left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items()))
 
 
 def invert(target: Target, features: int, norm: float, public: Tensor) -> tuple[Tensor, float, str]:
@@ -90,25 +132,6 @@ def invert(target: Target, features: int, norm: float, public: Tensor) -> tuple[
     signs = (left * bias).sign()
     majority = vote * len(left) ** 0.5 if noisy else float(signs.sum() / signs.abs().sum().sqrt())  # in standard deviations of a coin's
     return (_signed(direction, majority, public) * norm * cosine)[None], cosine, "noise" if noisy else "keyed rows"
-
-
-def measured(seen: Observation, target: Target, raw: Tensor, columns: slice) -> Tensor:
-    """``raw`` [1, F'] with the length and sign that the same rows' response to an own record gives; unchanged where that cannot be had."""
-    public, features = seen.auxiliary, width(columns)
-    if not len(public) or raw.shape[1] != features:
-        return raw
-    key = seen.key if seen.key is not None else seen.draw_key(0)
-    classes = known_count(seen.known, "classes")
-    one_gradient = replace(target, optimiser="gradient", steps=1, batch=1)
-    rows, trust = _lengths(as_gradient(target), raw[0], features)
-    own, known = torch.zeros_like(rows), torch.zeros_like(trust)
-    for i in range(min(_OWN_RECORDS, len(public))):  # a row that is off for one record is on for another
-        label = torch.nn.functional.one_hot(public.y[i : i + 1], classes).to(public.x.dtype)
-        said, clear = _lengths(seen.simulate(one_gradient, public.x[i : i + 1], label, key), public.x[i, columns], features)
-        own, known = torch.where(clear > known, said, own), torch.maximum(clear, known)
-    ratio, clear = rows / own, trust * known
-    good = ratio.isfinite() & (clear >= clear[ratio.isfinite()].median()) if bool(ratio.isfinite().any()) else ratio.isfinite()
-    return raw * ratio[good].median() if bool(good.any()) else raw
 
 
 def _lengths(gradient: Params, x: Tensor, features: int) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,23 @@ def test_keyed_rows_give_the_direction_and_under_the_held_key_the_record(spread:
     assert not bool(guess.certified.any())
 
 
+def test_own_records_are_sent_once_a_checkpoint() -> None:
+    x, y = records()
+    module = keyed(1 + normal(64, seed=8))
+    early = [probe(module, x[i : i + 1], y[i : i + 1]) for i in range(TARGETS)]
+    with torch.no_grad():
+        module[0].weight.mul_(-3).add_(normal(64, F, seed=10), alpha=0.1)
+    late = [probe(module, x[i : i + 1], y[i : i + 1]) for i in range(TARGETS)]
+    seen, sent = observation(module, [message for both in zip(early, late) for message in both]), []
+    answer = seen.simulate
+    seen.simulate = lambda *given, **named: sent.append(given) or answer(*given, **named)
+    held = run(seen)
+    assert max(float((value[0] - truth).norm() / truth.norm()) for value, truth in zip(held.value, x.repeat_interleave(2, 0))) < 1e-3
+    assert (
+        len([given for given in sent if len(given[1]) == 1 and any(torch.equal(given[1], own[None]) for own in seen.auxiliary.x)]) == 2 * 8
+    )
+
+
 def test_scales_of_another_key_still_give_sign_and_about_the_length() -> None:
     """As INFL's wrong keys: the true scales times one of their own each, within ten per cent."""
     x, y = records()
