@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.gradient_inversion.closed_form import ClosedForm
 from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.message import known_count
-from suites.contracts import Goal, Guess, Observation, Sees, Target
+from suites.contracts import Goal, Guess, Observation, Records, Sees, Skip, Target
 
 
 class RandomGuess:
@@ -63,6 +63,50 @@ class ClassMean:
         return ClassMeanOfSum()
 
 
+class RandomRecord:
+    """Control: auxiliary records drawn for the classes that the output bias shows; whoever is matched to the truth gains by many draws."""
+
+    goal: ClassVar[Goal] = "reconstruction"
+    control: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Sees]] = ClassMean.needs
+
+    def run(self, seen: Observation, rng: torch.Generator) -> Guess:
+        classes, among, public = known_count(seen.known, "classes"), self.among(seen), seen.auxiliary
+        if not len(among):
+            raise Skip("there is no record to draw")
+        values = []
+        for target in self.messages(seen):
+            outputs = seen.predict(target.params, public.x, seen.key).detach() if len(public) else None
+            values.append(among.x[_draw(label_list(target, classes, outputs), target.batch, among.y, rng)])
+        return Guess(values)
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.targets
+
+    def among(self, seen: Observation) -> Records:
+        """Whom it draws."""
+        return seen.auxiliary
+
+    @staticmethod
+    def of_sums() -> RandomRecord:
+        """The same control where only sums of messages are seen."""
+        return RandomRecordOfSum()
+
+
+class RandomCandidate(RandomRecord):
+    """Control: candidates drawn for the classes that the output bias shows. Some are members, so a draw is right now and then."""
+
+    needs: ClassVar[frozenset[Sees]] = RandomRecord.needs | {"candidates"}
+
+    def among(self, seen: Observation) -> Records:
+        return seen.candidates
+
+    @staticmethod
+    def of_sums() -> RandomCandidate:
+        """The same control where only sums of messages are seen."""
+        return RandomCandidateOfSum()
+
+
 class NearestAuxiliary:
     """Control: the auxiliary record nearest to what the closed form reads, which is no reconstruction but a plausible stand-in."""
 
@@ -88,6 +132,24 @@ class ClassMeanOfSum(ClassMean):
     """Control where only sums of messages are seen: the auxiliary class means by the label counts of the whole sum."""
 
     needs: ClassVar[frozenset[Sees]] = frozenset({"probe_sums", "auxiliary", "predict", "key"})
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.target_sums
+
+
+class RandomRecordOfSum(RandomRecord):
+    """Control where only sums of messages are seen: auxiliary records drawn by the label counts of the whole sum."""
+
+    needs: ClassVar[frozenset[Sees]] = ClassMeanOfSum.needs
+
+    def messages(self, seen: Observation) -> Sequence[Target]:
+        return seen.target_sums
+
+
+class RandomCandidateOfSum(RandomCandidate):
+    """Control where only sums of messages are seen: candidates drawn by the label counts of the whole sum."""
+
+    needs: ClassVar[frozenset[Sees]] = ClassMeanOfSum.needs | {"candidates"}
 
     def messages(self, seen: Observation) -> Sequence[Target]:
         return seen.target_sums
@@ -124,6 +186,23 @@ class OracleMembership:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         return Guess(torch.as_tensor(seen.oracle()).float())
+
+
+def _draw(labels: Tensor | None, count: int, y: Tensor, rng: torch.Generator) -> Tensor:
+    """Positions [count] in ``y`` [n], as many of each class as ``labels`` [count] has (None: of any); nobody twice where it can be."""
+    held = y.cpu()
+    if labels is None:
+        return _some(torch.arange(len(held)), count, rng)
+    parts = []
+    for label, wanted in zip(*torch.unique(labels.cpu(), return_counts=True)):
+        own = (held == label).nonzero().squeeze(1)
+        parts.append(_some(own if len(own) else torch.arange(len(held)), int(wanted), rng))
+    return torch.cat(parts)
+
+
+def _some(places: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    rounds = -(-count // len(places))
+    return torch.cat([places[torch.randperm(len(places), generator=rng)] for _ in range(rounds)])[:count]
 
 
 def _nearest(value: Tensor, public: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def _group(results: pd.DataFrame, curves: pd.DataFrame, record: Mapping[str, Any
             tables.attack_table(
                 summary,
                 "reconstruction",
-                ("r2", "cosine", "exact", "reidentified", "chance_reidentified", "rero"),
+                ("r2", "r2_calibrated", "leakage_calibrated", "cosine", "exact", "reidentified", "chance_reidentified", "rero"),
                 name("reconstruction"),
                 power,
             ),

@@ -60,7 +60,8 @@ CURVES: Final[dict[str, str]] = {
     "view": TEXT,
     "key": TEXT,
     "seed": "int64",
-    "curve": TEXT,  # roc, key_curve, confidence (x: as the attack says it, y: 1 where right), reconstruction:<target>:<truth|guess>
+    "curve": TEXT,  # roc, key_curve, confidence (x: as the attack says it, y: 1 where right), reconstruction:<target>:<truth|guess>,
+    # shrink:<target>:<who> and shrink_by:<target>:<who> ("reports.shrinkage")
     "x": "float64",
     "y": "float64",
 }
@@ -85,7 +86,7 @@ HEADLINE_KEYS: Final = ("none", "wrong")  # an adversary without the key; partia
 UPPER_BOUND: Final = "upper bound"
 
 _PARTIAL: Final = re.compile(r"partial:(0?\.\d+|0|1|1\.0)")
-_CURVE: Final = re.compile(r"[a-z_]+|reconstruction:\d+:(truth|guess)")
+_CURVE: Final = re.compile(r"[a-z_]+|reconstruction:\d+:(truth|guess)|shrink(_by)?:\d+:[a-z_]+")
 
 
 class SchemaError(ValueError):
@@ -140,7 +141,7 @@ def validate_curves(df: pd.DataFrame) -> pd.DataFrame:
             df,
             "curve",
             df["curve"].isin([name for name in df["curve"].unique() if _CURVE.fullmatch(name) is not None]),
-            "roc, key_curve or reconstruction:<target>:<truth|guess>",
+            "roc, key_curve, reconstruction:<target>:<truth|guess> or shrink:<target>:<who>",
         )
     return df
 

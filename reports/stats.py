@@ -29,7 +29,7 @@ from reports.intervals import (
 )
 from reports.roc import CONVENTION, advantage, auc, roc_band, roc_points, tpr_at
 from reports.schema import CAPPED, CELL, OPTIONAL
-from reports.worst import worst_case
+from reports.worst import LEAKAGES, worst_case
 
 __all__ = [
     "BCA_FROM",
@@ -94,8 +94,8 @@ def _possible(summary: pd.DataFrame) -> pd.DataFrame:
     head = summary["metric"].str.replace(r"^(metric:|opened:)|(@.*)$", "", regex=True)
     shares = head.isin(SHARES)
     summary.loc[shares, "low"] = summary.loc[shares, "low"].clip(lower=0)
-    leaks = (head == "leakage") & summary["goal"].isin(CAPPED)
-    topped = shares | leaks | head.isin(("r2", "cosine", "advantage"))
+    leaks = head.isin(LEAKAGES) & summary["goal"].isin(CAPPED)
+    topped = shares | leaks | head.isin(("r2", "r2_calibrated", "cosine", "advantage"))
     topped &= ~(summary["value"] > 1)  # whatever is above its own top keeps its interval, to be seen
     summary.loc[topped, "high"] = summary.loc[topped, "high"].clip(upper=1)
     return summary

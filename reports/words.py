@@ -139,6 +139,8 @@ METRICS: Final = {
     "auc": "AUC",
     "weighted_auc": "weighted OvR AUC",
     "r2": "R²",
+    "r2_calibrated": "calibrated R²",
+    "leakage_calibrated": "calibrated leakage",
     "confidence_auc": "AUC of the confidence",
     "expected_calibration_error": "calibration error",
     "expected_calibration_error:perfect": "of a perfect one",

@@ -22,6 +22,7 @@ from scipy import special
 from reports.intervals import NO_INTERVAL, Floats, Interval, familywise, over_seeds, t_interval
 from reports.schema import CAPPED, GOALS, HEADLINE_KEYS, upper_bound
 
+LEAKAGES = ("leakage", "leakage_calibrated")  # on these, whoever guesses without looking has 0
 WITHOUT = "without"  # key of a headline row: the worst over the adversaries who do not hold the key
 GROUP = ["suite", "task", "data", "defense", "goal", "view", "key"]
 GUESSES = "every attack does worse than guessing, so guessing is what this adversary would do"
@@ -64,7 +65,7 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
     summary: dict[str, object] = {"n_attacks": attacks, "status": "ok"}
     reasons = _failures(part)
     best, alone = -1, (np.nan, np.nan, np.nan)
-    if metric == "leakage":  # whoever does worse than guessing can guess, which is 0 on every seed
+    if metric in LEAKAGES:  # whoever does worse than guessing can guess, which is 0 on every seed
         best = int(np.nanargmax(_means(values)))
         known = np.isfinite(values[best])
         alone = (float(values[best][known].mean()), *over_seeds(values[best][known], lows[best][known], highs[best][known], level))
@@ -88,7 +89,7 @@ def _worst(part: pd.DataFrame, metric: str, level: float) -> dict[str, object]:
         high = max(0.0, alone[2])
     else:
         alone = (np.nan, np.nan, np.nan)
-    if metric == "leakage" and part["goal"].iloc[0] in CAPPED and scores.mean() <= 1:
+    if metric in LEAKAGES and part["goal"].iloc[0] in CAPPED and scores.mean() <= 1:
         high = min(high, 1.0) if np.isfinite(high) else high
     summary |= {"leakage": float(scores.mean()), "low": low, "high": high, "n_seeds": len(seeds), **dict(zip(BESIDE, alone))}
     return summary | {"attack": names[most][0], "attack_key": names[most][1], "reason": "; ".join(reasons)}

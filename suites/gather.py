@@ -17,6 +17,7 @@ from reports import schema
 from reports.calibration import with_calibration
 from reports.flags import with_flags
 from reports.roc import CONVENTION
+from reports.shrinkage import with_shrinkage
 from suites import about, registry
 from suites.closure import combined
 from suites.config import SuiteSpec
@@ -46,7 +47,7 @@ def results(plan: Plan, store: Store, outcome: Outcome, curve_table: pd.DataFram
     frame = pd.DataFrame([{**row, "protocol": _protocol(row), "schema_version": schema.SCHEMA_VERSION} for row in rows])
     ordered = [*schema.RESULTS, *(name for name in frame.columns if name not in schema.RESULTS)]
     table = frame[ordered].astype({name: kind for name, kind in schema.RESULTS.items() if kind != schema.TEXT})
-    return schema.validate(with_flags(with_calibration(table, curve_table)))
+    return schema.validate(with_flags(with_shrinkage(with_calibration(table, curve_table), curve_table)))
 
 
 def curves(plan: Plan, store: Store, outcome: Outcome) -> pd.DataFrame:

@@ -48,18 +48,27 @@ def confidence_pairs(guess: Guess, truth: Sequence[Tensor]) -> Pairs | None:
     ValueError
         Where the confidences are as many as neither.
     """
+    said = confidences(guess, truth)
+    if said is None:
+        return None
+    sizes = [len(one) for one in truth]
+    whole, each = explained(guess.value, truth)
+    target = np.arange(len(truth)) if len(said) == len(truth) else np.repeat(np.arange(len(truth)), sizes)
+    fit = whole if len(said) == len(truth) else each
+    known = ~np.isnan(said)
+    return Pairs(np.nan_to_num(said, posinf=1e30, neginf=-1e30)[known], (fit >= RIGHT)[known], target[known])
+
+
+def confidences(guess: Guess, truth: Sequence[Tensor]) -> Floats | None:
+    """One number a target or a record as the attack says it, or None; see ``confidence_pairs``."""
     if guess.confidence is None or guess.confidence.numel() == 0:
         return None
     held = guess.confidence.detach().to("cpu").double()
     said = np.asarray((held if held.ndim < 2 else held.reshape(len(held), -1).mean(dim=1)).reshape(-1).numpy())
-    sizes = [len(one) for one in truth]
-    whole, each = explained(guess.value, truth)
-    target = np.arange(len(truth)) if len(said) == len(truth) else np.repeat(np.arange(len(truth)), sizes)
-    if len(said) != len(target):
-        raise ValueError(f"confidence says {len(said)} things, but there are {len(truth)} targets with {sum(sizes)} records; say either")
-    fit = whole if len(said) == len(truth) else each
-    known = ~np.isnan(said)
-    return Pairs(np.nan_to_num(said, posinf=1e30, neginf=-1e30)[known], (fit >= RIGHT)[known], target[known])
+    records = sum(len(one) for one in truth)
+    if len(said) not in (len(truth), records):
+        raise ValueError(f"confidence says {len(said)} things, but there are {len(truth)} targets with {records} records; say either")
+    return said
 
 
 def confidence_measures(pairs: Pairs) -> list[Measure]:

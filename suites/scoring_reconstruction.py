@@ -12,18 +12,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from reports.intervals import ratio_interval
 from suites.contracts import Guess, Records
+from suites.scoring_matching import Floats, answers, array, integers, matched, nearest_rows, order_for, rows_of
 from suites.scoring_measure import NAN, Measure, absent, mean, plain, proportion
 
 EXACT = 1e-3  # relative L2 error below which a record counts as reconstructed
 TOP = 50  # features compared by rank
 CHANCE_DRAWS = 10  # random guesses a target for the chance level of matching
-
-Floats = NDArray[np.float64]
 
 
 def score_reconstruction(
@@ -35,6 +33,7 @@ def score_reconstruction(
     rng: torch.Generator,
     *,
     raw: tuple[Tensor, Tensor] | None = None,
+    drawn: Mapping[str, Sequence[Sequence[Tensor]]] | None = None,
 ) -> list[Measure]:
     """Score one guess a target; intervals are over targets, those of shares over records.
 
@@ -45,6 +44,7 @@ def score_reconstruction(
     pool : [N, F], the records among which a reconstruction must point at the true one
     auxiliary : the adversary's public records, for the chance level and the control "nearest auxiliary record to its own guess"
     controls : guesses of the same shapes made without looking (class mean, random record, ...); the best is the prior
+    drawn : several answers each of controls that draw; their R² and the share that points at the right record are means over these
     raw : (mean [F], scale [F]) of the public units, for the columns that others print (raw Pearson and top-50 overlap)
 
     Raises
@@ -52,16 +52,18 @@ def score_reconstruction(
     ValueError
         Where the guess has other targets or shapes than the truth.
     """
-    true = [_array(one) for one in truth]
-    said, undefined = _said(guess.value, true)
-    found = [_matched(a, b) for a, b in zip(said, true)]
+    true = [array(one) for one in truth]
+    said, undefined = answers(guess.value, true)
+    found = [matched(a, b) for a, b in zip(said, true)]
     fit = _r2(found, true)
-    named = {name: _said(value, true, name)[0] for name, value in controls.items()}
+    named = {name: answers(value, true, name)[0] for name, value in controls.items()}
     public = auxiliary.x
-    named["nearest_auxiliary"] = [_rows(public, _nearest(one, public)[:, 0]) for one in said]
+    named["nearest_auxiliary"] = [rows_of(public, nearest_rows(one, public)[:, 0]) for one in said]
     fits = {"public_mean": np.zeros(len(true))} | {
-        name: _r2([_matched(a, b) for a, b in zip(value, true)], true) for name, value in named.items()
+        name: _r2([matched(a, b) for a, b in zip(value, true)], true) for name, value in named.items()
     }
+    draws = {name: [_placed(one, true, name) for one in several] for name, several in (drawn or {}).items()}
+    fits |= {name: np.mean([_r2(one, true) for one in several], axis=0) for name, several in draws.items()}
     prior = max(fits, key=lambda name: float(fits[name].mean()))
     flat, real = np.concatenate(found), np.concatenate(true)
     error = np.linalg.norm(flat - real, axis=1) / np.maximum(np.linalg.norm(real, axis=1), 1e-30)
@@ -79,7 +81,7 @@ def score_reconstruction(
         plain("r2_worst_quarter", _worst_quarter(flat, real), len(flat)),
     ]
     if raw is not None:
-        centre, scale = _array(raw[0]), _array(raw[1])
+        centre, scale = array(raw[0]), array(raw[1])
         flat_raw, real_raw = flat * scale + centre, real * scale + centre
         measures += [
             mean("pearson_raw", _by_target(_cosine(_centred(flat_raw), _centred(real_raw)), true)),
@@ -87,6 +89,15 @@ def score_reconstruction(
         ]
     measures += _certified(guess, exact, true, said)
     measures += [mean(f"r2:{name}", value, role="control") for name, value in fits.items()]
+    measures += [
+        plain(
+            f"reidentified:{name}",
+            float(np.mean([_points_at(np.concatenate(one), real, pool).mean() for one in several])),
+            len(real),
+            role="control",
+        )
+        for name, several in draws.items()
+    ]
     measures += _chance(true, public, len(pool), rng)
     if undefined:
         measures.append(plain("undefined_guesses", undefined, len(real), direction="lower", role="flag"))
@@ -95,20 +106,20 @@ def score_reconstruction(
 
 def match(guess: Tensor, truth: Tensor) -> Tensor:
     """``guess`` [b, F] in the order of the records of ``truth`` [b, F] to which it lies nearest in all (for drawing)."""
-    return torch.from_numpy(_matched(_array(guess), _array(truth)))
+    return torch.from_numpy(matched(array(guess), array(truth)))
 
 
 def explained(value: object, truth: Sequence[Tensor]) -> tuple[Floats, Floats]:
     """R² against the public mean: one a target [targets], over all its records, and one a record, in the guess's order [records]."""
-    true = [_array(one) for one in truth]
-    said, _ = _said(value, true)
+    true = [array(one) for one in truth]
+    said, _ = answers(value, true)
     each = []
     for guess, real in zip(said, true):
-        order = _order(guess, real)
+        order = order_for(guess, real)
         own = np.empty(len(real))
         own[order] = 1 - ((guess[order] - real) ** 2).sum(1) / np.maximum((real**2).sum(1), 1e-30)
         each.append(own)
-    return _r2([_matched(a, b) for a, b in zip(said, true)], true), np.concatenate(each)
+    return _r2([matched(a, b) for a, b in zip(said, true)], true), np.concatenate(each)
 
 
 def _leakage(fit: Floats, floor: Floats, name: str) -> Measure:
@@ -130,7 +141,7 @@ def _certified(guess: Guess, exact: NDArray[np.bool_], true: Sequence[Floats], s
         mark = np.repeat(mark, [len(one) for one in true])
     elif len(mark) == len(exact):  # of records: in the guess's order, while ``exact`` is in the truth's
         parts = np.split(mark, np.cumsum([len(one) for one in true])[:-1])
-        mark = np.concatenate([part[_order(a, b)] for part, a, b in zip(parts, said, true)])
+        mark = np.concatenate([part[order_for(a, b)] for part, a, b in zip(parts, said, true)])
     else:
         raise ValueError(f"certified marks {len(mark)} things, but there are {len(true)} targets with {len(exact)} records; mark either")
     return [proportion("certified", int(mark.sum()), len(mark)), proportion("certified_exact", int((mark & exact).sum()), int(mark.sum()))]
@@ -140,8 +151,8 @@ def _chance(true: Sequence[Floats], public: Tensor, pool: int, rng: torch.Genera
     """The level that random auxiliary records reach through the same matching."""
     cosine, fit = [], []
     for one in true:
-        draws = [_rows(public, _integers(len(public), len(one), rng)) for _ in range(CHANCE_DRAWS)]
-        placed = [_matched(draw, one) for draw in draws]
+        draws = [rows_of(public, integers(len(public), len(one), rng)) for _ in range(CHANCE_DRAWS)]
+        placed = [matched(draw, one) for draw in draws]
         cosine.append(float(np.mean([_cosine(draw, one).mean() for draw in placed])))
         fit.append(float(np.mean(_r2(placed, [one] * len(placed)))))
     share = float(np.mean([min(len(one) / max(pool, 1), 1.0) for one in true]))
@@ -152,33 +163,8 @@ def _chance(true: Sequence[Floats], public: Tensor, pool: int, rng: torch.Genera
     ]
 
 
-def _said(value: object, true: Sequence[Floats], who: str = "the guess") -> tuple[list[Floats], int]:
-    """The guess as arrays, records with NaN or Inf replaced by the public mean (they say nothing), and how many those were."""
-    if not isinstance(value, (list, tuple)) or len(value) != len(true):
-        held = f"{len(value)}" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
-        raise ValueError(f"{who} must be a list with one tensor for each of {len(true)} targets, not {held}; answer seen.targets in order")
-    said, undefined = [], 0
-    for place, (one, real) in enumerate(zip(value, true)):
-        held_one = _array(one)
-        if held_one.shape != real.shape:
-            raise ValueError(f"{who} for target {place} has shape {held_one.shape}, its records have {real.shape}; give one row a record")
-        broken = np.asarray(~np.isfinite(held_one).all(axis=1))
-        undefined += int(broken.sum())
-        said.append(np.where(broken[:, None], 0.0, held_one))
-    return said, undefined
-
-
-def _matched(said: Floats, true: Floats) -> Floats:
-    return said if len(true) == 1 else said[_order(said, true)]
-
-
-def _order(said: Floats, true: Floats) -> NDArray[np.intp]:
-    """Which guess stands for each true record."""
-    if len(true) == 1:
-        return np.zeros(1, dtype=np.intp)
-    distance = ((said[:, None] - true[None]) ** 2).sum(-1) if said.size * len(true) < 2**24 else _squared(said, true)
-    rows, columns = linear_sum_assignment(distance.T)
-    return np.asarray(columns[np.argsort(rows)])
+def _placed(value: object, true: Sequence[Floats], who: str) -> list[Floats]:
+    return [matched(a, b) for a, b in zip(answers(value, true, who)[0], true)]
 
 
 def _r2(said: Sequence[Floats], true: Sequence[Floats]) -> Floats:
@@ -194,29 +180,14 @@ def _worst_quarter(flat: Floats, real: Floats) -> float:
 
 def _points_at(flat: Floats, real: Floats, pool: Tensor) -> NDArray[np.bool_]:
     """Whether the true record is strictly nearer to its guess than every different record of the pool."""
-    near = _nearest(flat, pool, 8)
+    near = nearest_rows(flat, pool, 8)
     own = np.linalg.norm(flat - real, axis=1)
     hit = np.ones(len(flat), dtype=bool)
     for place, candidates in enumerate(near):
-        others = _rows(pool, candidates)
+        others = rows_of(pool, candidates)
         others = others[(others != real[place]).any(axis=1)]
         hit[place] = len(others) == 0 or float(own[place]) < float(np.linalg.norm(others - flat[place], axis=1).min())
     return hit
-
-
-def _nearest(queries: Floats, among: Tensor, count: int = 1) -> NDArray[np.intp]:
-    """Positions of the ``count`` nearest rows, nearest first; a block of rows at a time, since a pool can hold 10^8 numbers."""
-    block = max(2**23 // max(among.shape[1], 1), 1)
-    distance = np.concatenate([_squared(queries, _array(among[start : start + block])) for start in range(0, len(among), block)], axis=1)
-    count = min(count, len(among))
-    near = np.argpartition(distance, count - 1, axis=1)[:, :count]
-    order = np.argsort(np.take_along_axis(distance, near, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(near, order, axis=1)
-
-
-def _squared(a: Floats, b: Floats) -> Floats:
-    """Squared distances without the [a, b, F] array."""
-    return np.asarray((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * (a @ b.T))
 
 
 def _cosine(a: Floats, b: Floats) -> Floats:
@@ -237,15 +208,3 @@ def _overlap(a: Floats, b: Floats) -> Floats:
 def _by_target(each: Floats, true: Sequence[Floats]) -> Floats:
     """Record values averaged within their target, the independent unit."""
     return np.array([part.mean() for part in np.split(each, np.cumsum([len(one) for one in true])[:-1])])
-
-
-def _integers(below: int, count: int, rng: torch.Generator) -> NDArray[np.intp]:
-    return np.asarray(torch.randint(below, (count,), generator=rng).numpy())
-
-
-def _rows(held: Tensor, positions: NDArray[np.intp]) -> Floats:
-    return _array(held[torch.from_numpy(np.asarray(positions)).to(held.device)])
-
-
-def _array(held: Tensor) -> Floats:
-    return held.detach().to("cpu", torch.float64).numpy()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from reports.calibration import CONFIDENCE
-from suites import registry, transcript
+from suites import transcript
 from suites.auditing.insertion import SITE
 from suites.bench import CLAIM, REFERENCES, Bench, Row, cell_columns, row
 from suites.contracts import (
@@ -34,6 +34,7 @@ from suites.contracts import (
 from suites.crafting import Crafting, answered
 from suites.federation import answer, build
 from suites.observation import Guarded, Scene, Seen
+from suites.priors import priors
 from suites.properties import Properties
 from suites.randomness import keys, stream
 from suites.scoring import (
@@ -50,6 +51,7 @@ from suites.scoring_confidence import confidence_measures, confidence_pairs
 from suites.scoring_exposure import exposure_measures
 from suites.scoring_reconstruction import explained
 from suites.scoring_rero import rero_measures
+from suites.scoring_shrinkage import shrinkage_points
 from suites.scoring_units import unit_measures
 
 DRAWABLE = (
@@ -59,7 +61,6 @@ DRAWABLE = (
     "synthetic_tissue",
     "synthetic_paired",
 )  # cohorts whose single records may be drawn beside their reconstructions
-_PRIORS = ("class_mean", "random_guess")  # controls that look at no message; the best of them is the prior of a reconstruction
 
 
 class Trial:
@@ -280,19 +281,15 @@ class Trial:
         if trust is not None and trust.ndim == 2 and trust.shape[1] == self.bench.prepared.pool.x.shape[1]:
             trust = trust[:, cut]
         guess = replace(guess, value=[records[:, cut] for records in guess.value], confidence=trust)
-        controls: dict[str, list[Tensor]] = {}
-        for name in _PRIORS:
-            control = registry.find("attacks", name).make()
-            try:
-                made = self.guess(control.of_sums() if self._sums(attack) else control, name)[0].value[: len(truth)]
-                controls[name] = [records[:, cut] for records in made]
-            except Skip:
-                continue
+        several = any(len(records) > 1 for records in truth)
+        fixed, draws = priors(attack, lambda control, name: self.guess(control, name)[0], self._sums(attack), len(truth), several)
+        controls = {name: [records[:, cut] for records in made] for name, made in fixed.items()}
+        drawn = {name: [[records[:, cut] for records in one] for one in made] for name, made in draws.items()}
         prepared, public = self.bench.prepared, self.scene.auxiliary
         pool = self.bench.inputs[prepared.candidates][:, cut]
         raw = (prepared.mean[cut], prepared.scale[cut])
         auxiliary = Records(public.x[:, cut], public.y)
-        measures = score_reconstruction(guess, truth, pool, auxiliary, controls, self.rng("scorer"), raw=raw)
+        measures = score_reconstruction(guess, truth, pool, auxiliary, controls, self.rng("scorer"), raw=raw, drawn=drawn)
         if not self._sums(attack):  # a sum's guesses are matched to several records
             asked = [record.probe for round_ in self.evidence.rounds for record in round_.probes]
             measures += rero_measures(self.scene.claim, self.bench.stack.clip, asked, len(pool), measures)
@@ -304,6 +301,7 @@ class Trial:
             if drawable
         ]
         measures += exposure_measures(explained(guess.value, truth)[0], self._rounds(attack)[: len(truth)], self._visits())
+        curves += shrinkage_points(guess, truth, auxiliary.x, controls, drawn)
         pairs = confidence_pairs(guess, truth)
         if pairs is not None:  # no record, but two numbers each, so of any cohort
             measures += confidence_measures(pairs)

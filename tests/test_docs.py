@@ -13,6 +13,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 CONTROLS = {"class_mean", "nearest_auxiliary", "oracle_membership", "oracle_reconstruction", "random_guess", "random_membership"}
+CONTROLS |= {"random_record", "random_candidate"}
 
 
 def test_the_page_on_attacks_has_every_installed_attack_and_is_made_of_its_rows() -> None:
