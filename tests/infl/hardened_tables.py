@@ -1,7 +1,8 @@
-"""The tables behind docs/hardened.md, out of finished runs of docs/hardened_utility.yaml and docs/hardened_standard.yaml.
+"""The CSV files behind docs/hardened.md, out of finished runs of docs/hardened_utility.yaml, _standard.yaml and _collusion.yaml.
 
 ``utility`` sets ``infl:hardened`` beside FedAvg, paired over seeds: what it costs, what wrong keys open, and what the span of the first
-layer tells. ``standard`` has the worst attacks of the standard ensembles. Intervals are Student's t over seeds.
+layer tells. ``standard`` has the worst attacks of the standard ensembles, ``collusion`` what a site reads of the other's records. Intervals
+are Student's t over seeds unless said. ``hardened_page`` makes the page's tables and picture of these files.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from scipy import stats
 
-from infl.hardened import Hardened
+from reports.intervals import clopper_pearson
 from suites import transcript
 from suites.bench import Bench
 from suites.contracts import Threat
@@ -101,47 +101,21 @@ def balanced(folder: Path) -> list[float]:
     return found
 
 
-ATTACKS = {"norms": "lengths", "gram_search": "inner products", "overlap": "redrawn batches", "known_plaintext": "20 known records"}
+def collusion(results: Path) -> pd.DataFrame:
+    """Records named by who looks at which defense, out of a run of docs/hardened_collusion.yaml.
 
-
-def page(limits: pd.DataFrame) -> str:
-    """The first table of docs/hardened.md: share above chance by cohort, spread and N, with its binomial interval or that over seeds."""
-    lines = [f"| cohort | c | N | {' | '.join(ATTACKS.values())} |", f"|{'---|' * (3 + len(ATTACKS))}"]
-    for (name, spread, size), own in limits.groupby(["data", "spread", "records_behind"]):
-        cells = []
-        for attack in ATTACKS:
-            runs = own[own["attack"] == attack]
-            mean, low, high = interval(runs["share"])
-            if len(runs) == 1:
-                low, high = float(runs["low"].iloc[0]), float(runs["high"].iloc[0])
-            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]{f' ({len(runs)})' if len(runs) > 1 else ''}" if len(runs) else "-")
-        lines.append(f"| {name} | {spread:g} | {size} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def draw(limits: pd.DataFrame, known: pd.DataFrame, path: Path) -> None:
-    """Share of records named above chance against N, a panel for each cohort, and against known records; worst attack without plaintext."""
-    cohorts = list(dict.fromkeys(limits["data"]))
-    figure = Figure(figsize=(4 * (len(cohorts) + 1), 3.4), layout="constrained")
-    panels = figure.subplots(1, len(cohorts) + 1, sharey=True)
-    spreads = sorted(limits["spread"].unique())
-    colour = {spread: f"C{place}" for place, spread in enumerate(spreads)}
-    keyless = limits[limits["attack"] != "known_plaintext"]
-    for panel, name in zip(panels, cohorts):
-        cells = keyless[keyless["data"] == name].groupby(["spread", "records_behind", "attack"])["share"].mean()
-        for spread, own in cells.groupby(level=["spread", "records_behind"]).max().groupby(level="spread"):
-            line = own.droplevel("spread").sort_index()
-            panel.plot(line.index, line.to_numpy(), "o-", color=colour[spread], label=f"c = {spread:g}")
-        panel.axvline(Hardened().minimum, color="0.6", linestyle=":")
-        panel.set_xscale("log", base=2)
-        panel.set_xlabel("N, records behind the smallest update")
-        panel.set_title(f"{name}: no plaintext")
-    for (spread, size), own in known.groupby(["spread", "records_behind"]):
-        style = {1: "-", 16: "--"}.get(int(size), ":")
-        panels[-1].plot(own["known"], own["share"], f"o{style}", color=colour[spread], label=f"c = {spread:g}, N = {size}")
-    panels[-1].set_xlabel("records that the adversary knows")
-    panels[-1].set_title("pbmc68k: known plaintexts")
-    panels[0].set_ylabel("share named above chance")
-    for panel in panels:
-        panel.legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    Records of all seeds are counted together, with the Clopper-Pearson interval of their share; ``cosine`` [-1, 1] is the guess's with the
+    true record, a mean over seeds, since a key holder gets directions and not lengths.
+    """
+    table = pd.read_parquet(results)
+    rows = []
+    for (defense, attack, view, key), own in table[table["goal"] == "reconstruction"].groupby(["defense", "attack", "view", "key"]):
+        named = own[(own["status"] == "ok") & (own["metric"] == "reidentified")]
+        if named.empty:
+            continue
+        found, of = round(float((named["value"] * named["n"]).sum())), int(named["n"].sum())
+        low, high = clopper_pearson(found, of)
+        means = {name: float(own[own["metric"] == name]["value"].mean()) for name in ("chance_reidentified", "cosine")}
+        place = {"data": own["data"].iloc[0], "defense": defense, "attack": attack, "view": view, "key": key, "seeds": len(named)}
+        rows.append({**place, "named": found, "of": of, "share": found / of, "low": low, "high": high, **means})
+    return pd.DataFrame(rows)
