@@ -274,9 +274,7 @@ def test_it_is_asked_for_and_kept_beside_the_cells(tmp_path: Path) -> None:
 
 def test_another_word_and_a_task_without_features_are_told(tmp_path: Path) -> None:
     text = "suite: s\ndata: {name: cptac, missing: by_site}\ndefenses: [fedavg]\n"
-    with pytest.raises(
-        RequestError, match=r"line 2: 'data.missing': input should be 'error', 'impute' or 'impute_by_site', but"
-    ):
+    with pytest.raises(RequestError, match=r"line 2: 'data.missing': input should be 'error', 'impute' or 'impute_by_site', but"):
         parse(text, tmp_path / "s.yaml")
     tissue = {"name": "synthetic_tissue", "params": {"rows": 8, "columns": 8, "features": 6}, "missing": "impute_by_site"}
     with pytest.raises(RequestError, match=r"spatial_domains lays out records of its own \(targets, neighbours\); use missing: impute$"):
