@@ -2,7 +2,7 @@
 
 Standardising by training records would make every input depend on all others (swapping one of 70 moved the rest by 2.9 %), outside
 any DP accounting. So the mean and scale come from public auxiliary records; test data, re-identification and the adversary use
-the same ones.
+the same ones. Missing values become the public mean; a site may put its own in their place where it trains (``suites.gaps``).
 """
 
 from __future__ import annotations

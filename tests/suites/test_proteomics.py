@@ -31,6 +31,7 @@ def test_every_defense_is_there_and_dp_at_eight(suite: str) -> None:
     assert {":".join(word for word in ref.split(":") if "=" not in word) for ref in spec.defenses} >= DEFENSES
     assert any(ref.startswith("dp_sgd:epsilon=8:") for ref in spec.defenses)
     assert spec.split.unit == "person"
+    assert spec.data.missing == "impute_by_site"
 
 
 @pytest.mark.slow
@@ -55,16 +56,24 @@ def test_no_person_straddles_a_part_and_every_site_has_two_classes(suite: str, s
 
 
 @pytest.mark.slow
-def test_gaps_are_filled_by_auxiliary_records_and_no_training_record_moves_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gaps_are_filled_by_each_site_and_for_everybody_else_by_auxiliary_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFL_BENCH_DATA", str(real()))
     spec, _ = load("proteomics")
     cohort = load_cohort(spec.data)
-    prepared = Bench(cell("proteomics", "fedavg", 0), None).prepared
+    bench = Bench(cell("proteomics", "fedavg", 0), None)
+    prepared = bench.prepared
     gaps = np.isnan(cohort.x)
     assert gaps.any()
-    assert (prepared.pool.x[torch.from_numpy(gaps)] == 0).all()
+    assert (prepared.pool.x[torch.from_numpy(gaps)] == 0).all()  # what candidates and the public are read from
     public = np.nanmean(cohort.x[prepared.auxiliary.numpy()].astype(np.float64), axis=0)
     np.testing.assert_allclose(prepared.mean.numpy(), public, atol=1e-5)
+    for site in prepared.sites:
+        own = cohort.x[site.numpy()].astype(np.float64)
+        record, feature = np.argwhere(np.isnan(own) & (~np.isnan(own)).any(0))[0]
+        expected = (np.nanmean(own[:, feature]) - public[feature]) / float(prepared.scale[feature])
+        assert float(bench.inputs[site[record], feature]) == pytest.approx(expected, abs=1e-4)
+    noised = Bench(cell("proteomics", "dp_sgd:epsilon=8", 0), None)
+    assert torch.equal(noised.inputs, prepared.pool.x)  # a promise about records
 
 
 @pytest.mark.slow
