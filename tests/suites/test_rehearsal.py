@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -16,7 +17,7 @@ from suites.config import catalog, load, override
 from suites.errors import RequestError
 from suites.plan import plan
 from suites.prepared import prepare
-from suites.rehearsal import at_hand, rehearse
+from suites.rehearsal import _seconds, at_hand, rehearse
 from tests.suites.test_cli import complains, infl_bench
 
 SUITE = """suite: small
@@ -82,6 +83,17 @@ def test_every_defense_is_timed_and_more_rounds_foretell_more_time(suite: Path) 
     long = {str(spec["defense"]): seconds for spec, seconds in rehearse(plan(load(str(suite))[0], "cpu")).trainings}
     assert set(short) == set(long) == {"local_only", "infl:published:strength=1"}
     assert all(long[name] > 100 * short[name] for name in short), "a thousand times the rounds, and what a first epoch costs only once"
+
+
+def test_what_a_training_sets_out_with_is_foretold_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def short(rounds: int = 1, epochs: int = 1) -> None:
+        clock[0] += 0.08 + 0.01 * rounds * epochs
+
+    monkeypatch.setattr("suites.rehearsal.time", SimpleNamespace(process_time=lambda: clock[0]))
+    federation = SimpleNamespace(rounds=10, local=SimpleNamespace(epochs=5))
+    assert _seconds(SimpleNamespace(federation=federation, short=short)) == pytest.approx(0.08 + 0.01 * 50)  # type: ignore[arg-type]
 
 
 def test_what_a_later_seeds_split_breaks_is_told_before_the_first_seed_runs(suite: Path) -> None:

@@ -20,12 +20,13 @@ partition: {kind: iid, sites: 2}
 federation: {rounds: 4, local: {epochs: 2}}
 seeds: 1
 defenses: [fedavg, secure_aggregation]
-attacks: [closed_form, cosine_inversion_of_sum:budget=5:restarts=1]
+attacks: [closed_form, cosine_inversion_of_sum:budget=5:restarts=1, known_plaintext]
 probes:
   - {gradients: 2, batch: 1, round: 0}
   - {gradients: 1, batch: 1, round: 3}
 threats:
   - {view: server, key: none}
+  - {view: server, key: none, known_pairs: 3}
 """
 
 
@@ -45,6 +46,8 @@ def test_a_run_says_what_each_checkpoint_gave_away(tmp_path: Path) -> None:
     assert single["value"].min() > 0.99
     sums = rows[(rows["attack"] != "closed_form") & (rows["defense"] == "secure_aggregation")].set_index("metric")
     assert sums["n"].to_dict() == {"r2:exposure=0": 2, "r2:exposure=360": 1}
+    known = rows[rows["attack"] == "known_plaintext"].set_index("metric")
+    assert known["n"].to_dict() == {"r2:exposure=0": 1, "r2:exposure=360": 2}, "nobody is asked about the three that are known"
     whole = table[(table["attack"] == "closed_form") & (table["defense"] == "fedavg") & (table["metric"] == "r2")]["value"].item()
     parts = single["value"] @ single["n"] / single["n"].sum()
     assert whole == pytest.approx(parts)
