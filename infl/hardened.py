@@ -18,6 +18,7 @@ from suites.randomness import KeyStream
 
 KEY_BYTES = 32
 LEAST = 128  # records behind an update: the N of docs/hardened.md
+_BLOCK = 1 << 20  # values mixed at a time
 PER_UNIT = 2  # the same N per unit of the first layer it was measured with
 
 
@@ -85,7 +86,18 @@ class Hardened(Defense):
 
     def prepare(self, x: Tensor, secret: Secret | None) -> Tensor:
         """Records [n, F] -> mixed records [n, F], each of length sqrt(F) before the mixing; without a key unmixed."""
-        return (normalised(x) if secret is None else self.mixing(secret, x.shape[-1])(normalised(x))).to(x.dtype)
+        mixing = None if secret is None else self.mixing(secret, x.shape[-1])
+
+        def own(rows: Tensor) -> Tensor:
+            return (normalised(rows) if mixing is None else mixing(normalised(rows))).to(x.dtype)
+
+        step = max(1, _BLOCK // max(1, x.shape[-1]))
+        if x.dim() != 2 or len(x) <= step or x.requires_grad:
+            return own(x)
+        out = torch.empty_like(x)
+        for first in range(0, len(x), step):  # in double precision a transform holds several copies of what it is given
+            out[first : first + step] = own(x[first : first + step])
+        return out
 
     def restore(self, x: Tensor, secret: Secret | None) -> Tensor:
         """Mixed records -> records of length sqrt(F): the direction comes back, the length is lost by design."""

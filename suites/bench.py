@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from suites.contracts import (
     Shape,
     Task,
 )
-from suites.federation import PEEKS, POOLED, Assignment, Trained, build, call, train
+from suites.federation import PEEKS, POOLED, Assignment, Filing, Trained, build, call, train
 from suites.gaps import fill, may_fill
 from suites.lanes import wire
 from suites.prepared import Prepared, prepare
@@ -165,7 +165,9 @@ class Bench:
             f"give a probe batch: {self.stack.minimum}, or lower the defense's minimum and read its card first"
         )
 
-    def train(self, assignments: Sequence[Assignment], *, target: bool, witness: Witness | None = None) -> list[Trained]:
+    def train(
+        self, assignments: Sequence[Assignment], *, target: bool, witness: Witness | None = None, filing: Filing | None = None
+    ) -> list[Trained]:
         every = self.spec.get("engine", {}).get("keep_every", 1)
         last = self.federation.rounds - 1
         return train(
@@ -180,6 +182,7 @@ class Bench:
             chunk=self.spec.get("engine", {}).get("chunk", 16),
             witness=witness,
             colluder=self.colluder,
+            filing=filing,
         )
 
     def utility(self, target: Trained) -> dict[str, float]:
@@ -236,6 +239,10 @@ class Bench:
 
         return outputs
 
+    def fed(self, secret: Secret | None) -> Fed:
+        """The pool as sites feed it to their model."""
+        return Fed(self.stack, self.prepared.pool.x, secret)
+
     def utilities(self, predict: Any, params: Params) -> dict[str, float]:
         test = self.prepared.test
         return self.task.utility(predict(params, self.prepared.pool.x[test]), self.prepared.pool.y[test], self.prepared.pool.classes)
@@ -263,12 +270,24 @@ class Bench:
             width = self.stack.prepare(prepared.pool.x[:1], secret).shape[1]
             start = stream(*self.assignment().coordinates, "initialisation")
             beside[UNTRAINED] = self.utilities(self.predict(secret), wire(build(task, self.stack, width, classes, secret, start)))
-        return yardsticks.measures(metrics, beside, len(test), self.lower)
+        return yardsticks.measures(metrics, beside, len(prepared.test), self.lower)
 
     @property
     def lower(self) -> frozenset[str]:
         """The task's metrics of which less is better."""
         return self.task.lower if isinstance(self.task, Structured) else frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Records as a model is fed them, prepared when they are asked for: the whole pool would be one more matrix."""
+
+    stack: Stack
+    x: Tensor
+    secret: Secret | None
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self.stack.prepare(self.x[rows], self.secret)
 
 
 def _draw_units(asked: Tensor, person: Tensor | None, size: int, generator: torch.Generator) -> Tensor:

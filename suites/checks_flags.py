@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,14 @@ QUIET = 0.5  # share of the claimed noise below which a message counts as clean
 OTHER = 1e-2  # relative distance from which a message is not what the sites' own key makes of these records
 
 
+class Inputs(Protocol):
+    """The pool as the sites feed it, by rows: a tensor, or what prepares the rows that it is asked for."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
 def flag_messages(
-    evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Tensor, y: Tensor, claim: Claim | None = None
+    evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Inputs, y: Tensor, claim: Claim | None = None
 ) -> list[Measure]:
     """Flags on what crossed the wire: messages that are zero, gradients without their noise under a claim, or under another key.
 
@@ -44,7 +51,7 @@ def flag_messages(
     return flags
 
 
-def _strangeness(evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Tensor, y: Tensor) -> Iterator[float]:
+def _strangeness(evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Inputs, y: Tensor) -> Iterator[float]:
     """For each probed gradient in the clear under a key: its relative distance from that key's own; nothing where chance enters it too."""
     keyed = any(type(layer).secret is not Defense.secret for layer in stack.layers)
     changed = any(type(layer).encode is not Defense.encode or type(layer).noise is not Defense.noise for layer in stack.layers)
@@ -61,7 +68,7 @@ def _strangeness(evidence: Evidence, stack: Stack, task: Task, module: nn.Module
 
 
 def noise_shares(
-    evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Tensor, y: Tensor, claim: Claim
+    evidence: Evidence, stack: Stack, task: Task, module: nn.Module, inputs: Inputs, y: Tensor, claim: Claim
 ) -> Iterator[float]:
     """For each probed gradient: its distance from the clean clipped one over what the claimed noise makes it.
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,9 @@ from suites.contracts import (
     Task,
 )
 from suites.gaps import fill, may_fill
-from suites.lanes import Lane, Trainer, schedule, wire
+from suites.lanes import Lane, Scratch, Trainer, schedule, wire
 from suites.randomness import digest, keys, stream
+from suites.room import Room
 from suites.stack import Stack
 from suites.witness import Witness
 
@@ -77,6 +79,13 @@ class Trained:
     seconds: float
     samples: int  # records x epochs x rounds, as executed
     validation: list[float] = field(default_factory=list)
+
+
+class Filing(Protocol):
+    """Puts records away as they come, and returns what stands in their place in ``Trained.rounds`` (``suites.transcript``)."""
+
+    def probe(self, index: int, record: ProbeRecord) -> ProbeRecord: ...  # of the round to come
+    def round(self, record: Round) -> Round: ...
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
@@ -134,6 +143,7 @@ def train(
     chunk: int = 16,
     witness: Witness | None = None,
     colluder: int = 0,
+    filing: Filing | None = None,
 ) -> list[Trained]:
     """Train every assignment under one defense stack.
 
@@ -143,9 +153,10 @@ def train(
     validation : pool indices on which ``selection="validation"`` chooses the round (the test records, where the protocol has that flaw).
     probes : extra updates, made for every assignment; one of fewer records than ``stack.minimum`` is refused by the sites and not sent.
     keep : which rounds' messages are recorded (probed rounds always are).
-    chunk : lanes that share a tensor operation; 1 trains each alone.
+    chunk : lanes that share a tensor operation; 1 trains each alone. Of wide networks fewer do, as memory demands (``suites.room``).
     witness : takes notes of the first assignment's batches, noise and clipping.
     colluder : the site whose own part of each recorded mean is noted where a channel hides it (``Round.own``).
+    filing : puts away what is recorded of the first assignment as soon as it is there; None keeps all of it in memory.
 
     Raises
     ------
@@ -179,7 +190,7 @@ def train(
         probes, keep = (), lambda _: False  # no message crosses a wire
     elif POOLED in flaws:
         assignments = [Assignment((*a.sites, torch.cat(a.sites)), a.coordinates, a.defense_coordinates) for a in assignments]
-    return _Run(task, stack, federation, pool, assignments, validation, chunk, witness, colluder).rounds(probes, keep)
+    return _trained(task, stack, federation, pool, assignments, validation, chunk, witness, colluder, probes, keep, filing)
 
 
 def answer(
@@ -206,7 +217,7 @@ def _local_only(
     alone = [
         Assignment((site,), (*assignment.coordinates, "site", i), assignment.defense_coordinates) for i, site in enumerate(assignment.sites)
     ]
-    parts = _Run(task, stack, federation, pool, alone, validation, chunk).rounds((), lambda _: False)
+    parts = _trained(task, stack, federation, pool, alone, validation, chunk, None, 0, (), lambda _: False, None)
     return Trained(
         rounds=[],
         finals=[part.finals[0] for part in parts],
@@ -216,6 +227,33 @@ def _local_only(
         seconds=sum(part.seconds for part in parts),
         samples=sum(part.samples for part in parts),
     )
+
+
+def _trained(
+    task: Task,
+    stack: Stack,
+    federation: Federation,
+    pool: Pool,
+    assignments: Sequence[Assignment],
+    validation: Tensor | None,
+    chunk: int,
+    witness: Witness | None,
+    colluder: int,
+    probes: Sequence[Probe],
+    keep: Callable[[int], bool],
+    filing: Filing | None,
+) -> list[Trained]:
+    """As many federations at a time as there is room for, in order; the first has the witness and the filing."""
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
+        room = Room.of(task.net(pool.x.shape[1], pool.classes), pool.x, federation.local, clips=stack.clip is not None)
+    step = room.federations(max(len(assignment.sites) for assignment in assignments), own_pool=stack.prepares)
+    found: list[Trained] = []
+    for first in range(0, len(assignments), step):
+        own, files = (witness, filing) if first == 0 else (None, None)
+        run = _Run(task, stack, federation, pool, assignments[first : first + step], validation, min(chunk, room.lanes), own, colluder)
+        found += run.rounds(probes, keep, files)
+        del run  # before the next is made
+    return found
 
 
 class _Run:
@@ -265,6 +303,7 @@ class _Run:
         starts = [wire(module) for module in self.modules]
         self.globals: Params = {name: torch.stack([params[name] for params in starts]) for name in starts[0]}  # [R, ...], never in place
         self.trainers: dict[tuple[tuple[int, int], ...], Trainer] = {}
+        self.scratch = Scratch()
 
     def _persistent_buffers(self) -> Iterable[str]:
         parameters = dict(self.modules[0].named_parameters())
@@ -300,7 +339,7 @@ class _Run:
         """Federation r's present model."""
         return {name: tensor[r] for name, tensor in self.globals.items()}
 
-    def rounds(self, probes: Sequence[Probe], keep: Callable[[int], bool]) -> list[Trained]:
+    def rounds(self, probes: Sequence[Probe], keep: Callable[[int], bool], filing: Filing | None = None) -> list[Trained]:
         count, federations = self.federation.rounds, range(len(self.assignments))
         kept: list[list[Round]] = [[] for _ in federations]
         losses: list[list[float]] = [[] for _ in federations]
@@ -309,7 +348,8 @@ class _Run:
         samples = 0
         for index in range(count):
             lost: list[dict[int, str]] = [{} for _ in federations]
-            probed = [self._probes([p for p in probes if p.round == index and self.stack.sends(p)], r) for r in federations]
+            asked = [p for p in probes if p.round == index and self.stack.sends(p)]
+            probed = [self._probes(asked, r, filing if r == 0 and not stopped[r] else None) for r in federations]
             participants = [self._participants(r, index) for r in federations]
             if self.federation.vanishing and self.stack.topology == "federated":
                 lost = [self._lost(r, index, sites) for r, sites in enumerate(participants)]
@@ -325,7 +365,9 @@ class _Run:
                     if stopped[r]:
                         continue
                     sums = {name: tensor[r] for name, tensor in combined.items()}
-                    kept[r].append(Round(index, self._global(r), messages[r], sums, tuple(probed[r]), own[r]))
+                    record = Round(index, self._global(r), messages[r], sums, tuple(probed[r]), own[r])
+                    kept[r].append(record if filing is None or r > 0 else filing.round(record))
+                    del record
             self.globals = {
                 name: (value + combined[name]).to(value.dtype) if name in combined else value for name, value in self.globals.items()
             }
@@ -339,6 +381,7 @@ class _Run:
                     stopped[r] = self.federation.patience is not None and index - best[r][0] >= self.federation.patience
                 if all(stopped):
                     break
+            del updates, combined, messages, own, probed  # before the next round makes its own
         if not self.chooses:
             best = [(count - 1, self._global(r)) for r in federations]
         watching = 0.0 if self.witness is None else self.witness.seconds
@@ -368,7 +411,7 @@ class _Run:
     def _trainer(self, members: tuple[tuple[int, int], ...]) -> Trainer:
         if members not in self.trainers:
             lanes, watched = [self.lanes[r][s] for r, s in members], all(r == 0 for r, _ in members)
-            self.trainers[members] = Trainer(lanes, self.task.loss, self.stack, self.witness if watched else None)
+            self.trainers[members] = Trainer(lanes, self.task.loss, self.stack, self.witness if watched else None, self.scratch)
         return self.trainers[members]
 
     def _local(self, participants: Sequence[Sequence[int]]) -> Params:
@@ -498,7 +541,7 @@ class _Run:
         own = stream(*self.assignments[r].defense_coordinates, "encode", kind.hex(), site)
         return self.stack.encode_kept(update, self.kept.get((r, site), {}), own)[0]
 
-    def _probes(self, probes: Sequence[Probe], r: int) -> list[ProbeRecord]:
+    def _probes(self, probes: Sequence[Probe], r: int, filing: Filing | None = None) -> list[ProbeRecord]:
         records: list[ProbeRecord] = []
         for probe in probes:
             sites = [site for site, chosen in enumerate(probe.records) if chosen]
@@ -509,7 +552,8 @@ class _Run:
                 Message(m.site, "gradient", m.payload) if m.kind == "update" and probe.optimiser == "gradient" else m
                 for m in delivery.messages
             )
-            records.append(ProbeRecord(probe, sent, delivery.combined, delivery.own))
+            record = ProbeRecord(probe, sent, delivery.combined, delivery.own)
+            records.append(record if filing is None else filing.probe(len(records), record))
         return records
 
     def _probe_message(self, probe: Probe, r: int, site: int) -> Params:

@@ -44,6 +44,13 @@ class Lane:
         return len(self.records) if self.person is None else len(torch.unique(self.person[self.records]))
 
 
+@dataclass(slots=True)
+class Scratch:
+    """Memory that trainers used one after the other share: a step's records, all lanes in a row."""
+
+    batch: tuple[Tensor, ...] | None = None
+
+
 def wire(module: nn.Module) -> Params:
     """Copies of what a module puts on the wire: parameters and persistent buffers, never secrets."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -103,10 +110,14 @@ class Trainer:
     lanes : equal modules up to their private buffers.
     defense : its ``clip`` and ``noise`` act at every step; None for a plain step.
     witness : is shown each clipped step before and after its noise
+    scratch : of the trainers that are never used at once
     """
 
-    def __init__(self, lanes: Sequence[Lane], loss: Loss, defense: Defense, witness: Witness | None = None) -> None:
+    def __init__(
+        self, lanes: Sequence[Lane], loss: Loss, defense: Defense, witness: Witness | None = None, scratch: Scratch | None = None
+    ) -> None:
         self.lanes = list(lanes)
+        self.scratch = Scratch() if scratch is None else scratch
         self.witness = witness
         self._live = [True] * len(self.lanes)  # lanes whose present step is their own
         self.loss = loss
@@ -128,7 +139,6 @@ class Trainer:
         self.masks = [pair for pair in _dropouts(self.native.module if self.native is not None else self.module) if pair[1].p > 0]
         self.clipped = ClippedSum(self.module, loss) if defense.clip is not None else None
         self.blends = defense.blend(1, torch.Generator()) is not None
-        self._batch: tuple[Tensor, ...] | None = None  # this step's records, all lanes in a row
         self._pools_shared = all(lane.x is lanes[0].x for lane in lanes)
 
     def run(self, start: Params, local: Local, watch: Watch | None = None) -> Params:
@@ -197,11 +207,12 @@ class Trainer:
             # memory, since pages fresh from the system cost as much as the copy.
             pools = (self.lanes[0].x, self.lanes[0].y)
             rows = index.flatten()
-            if self._batch is None or len(self._batch[0]) != len(rows):
-                self._batch = tuple(t.new_empty(len(rows), *t.shape[1:]) for t in pools)
-            for t, out in zip(pools, self._batch):
+            if self.scratch.batch is None or len(self.scratch.batch[0]) != len(rows):
+                self.scratch.batch = None  # before the next is made
+                self.scratch.batch = tuple(t.new_empty(len(rows), *t.shape[1:]) for t in pools)
+            for t, out in zip(pools, self.scratch.batch):
                 torch.index_select(t, 0, rows, out=out)
-            x, y = (out.view(*index.shape, *out.shape[1:]) for out in self._batch)
+            x, y = (out.view(*index.shape, *out.shape[1:]) for out in self.scratch.batch)
         else:
             x = torch.stack([lane.x.index_select(0, row) for lane, row in zip(self.lanes, index)])
             y = torch.stack([lane.y.index_select(0, row) for lane, row in zip(self.lanes, index)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,23 @@ from suites.simulation import simulate
 from suites.stack import Stack
 
 _HELD = 64  # keyed modules kept for reuse
+
+
+class Views(Sequence[RoundView]):
+    """Rounds as a threat sees them, each cut when it is asked for: a transcript of large models is never in memory as a whole."""
+
+    def __init__(self, rounds: Sequence[Any], cut: Callable[[Any], RoundView]) -> None:
+        self._rounds, self._cut = rounds, cut
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    @overload
+    def __getitem__(self, at: int) -> RoundView: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[RoundView]: ...
+    def __getitem__(self, at: int | slice) -> RoundView | Sequence[RoundView]:
+        return Views(self._rounds[at], self._cut) if isinstance(at, slice) else self._cut(self._rounds[at])
 
 
 class UndeclaredReadError(RuntimeError):
@@ -148,7 +165,7 @@ class Seen:
 
     @property
     def rounds(self) -> Sequence[RoundView]:
-        return [self._round(record) for record in self._evidence.rounds]
+        return Views(self._evidence.rounds, self._round)
 
     def _round(self, record: Round) -> RoundView:
         clear = {m.site: m for m in record.messages if m.kind == "update" and self.threat.view == "server"}
@@ -333,7 +350,7 @@ class Guarded:
         self.reads.add(name)
         value = getattr(self._seen, name)
         if name == "rounds":
-            return [self._trim(view) for view in value]
+            return Views(value, self._trim)
         return value
 
     def _trim(self, view: RoundView) -> RoundView:

@@ -46,9 +46,10 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     started, bench = time.perf_counter(), Bench(spec, _cache(folder))
     claim = bench.stack.claim(bench.federation, bench.shape)
     witness = Witness() if claim is not None and claim.kind == "dp" else None
-    trained = bench.train([bench.assignment()], target=True, witness=witness)[0]
+    writer = transcript.Writer(folder)
+    trained = bench.train([bench.assignment()], target=True, witness=witness, filing=writer)[0]
+    writer.close(trained.finals, trained.samples)
     evidence = Evidence(trained.rounds, trained.finals, trained.samples)
-    transcript.save(folder, evidence)
     metrics = bench.utility(trained)
     measures = score_utility(metrics, bench.floor(), len(bench.prepared.test), bench.lower)
     measures += bench.yardsticks(metrics)

@@ -1,0 +1,50 @@
+"""How much is trained at a time: as many lanes and federations as suit the cores, of wide networks no more than memory has room for.
+
+A lane of 30,000 inputs by 64 units takes 75 MB, and forty of them, which is what small networks want, three gigabytes. What is chosen
+depends on sizes alone, never on what a machine has free, so that the same request gives the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from suites.contracts import Local
+
+LEAST = 1 << 27  # bytes that lanes, and federations beside them, may take each whatever the cohort's size
+SHARE = 0.25  # of the matrix, where that is more
+# Copies of the parameters that are alive at once, as counted at the widest point of a step:
+_LANE = 6  # start, state, gradient, the optimiser's two moments, and what a backward pass makes anew
+_CLIPPED = 4  # the clipped sum, the same with noise, the noise, and all lanes' sums together
+_FEDERATION = 5  # module, present and next model, mean update, the released one; and an update a site
+_BATCHES = 2  # a step's records, and once more where a product wants them turned
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one lane and one federation (without its sites' updates) take, and how much there is for each, in bytes."""
+
+    lane: int
+    federation: int
+    update: int
+    pool: int
+    most: int
+
+    @classmethod
+    def of(cls, net: nn.Module, x: Tensor, local: Local, *, clips: bool) -> Room:
+        """Of a network on the pool ``x`` [N, F]."""
+        own = sum(tensor.nbytes for tensor in net.parameters())
+        batch = min(local.batch, len(x)) * x.shape[1] * x.element_size()
+        lane = own * (_LANE + (_CLIPPED if clips else 0)) + _BATCHES * batch
+        return cls(lane, _FEDERATION * own, own, x.nbytes, max(LEAST, int(SHARE * x.nbytes)))
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes may share a tensor operation."""
+        return max(1, self.most // max(1, self.lane))
+
+    def federations(self, sites: int, *, own_pool: bool) -> int:
+        """How many federations of so many sites may be trained side by side; ``own_pool``: each changes all records in its own way."""
+        each = self.federation + sites * self.update + (self.pool if own_pool else 0)
+        return max(1, self.most // max(1, each))
