@@ -8,6 +8,7 @@ import tables_fixture
 from reports.overview import attacks_table
 from reports.stats import summarise
 from reports.tables import markdown
+from reports.words import threat
 
 
 def test_each_attack_stands_where_it_is_strongest() -> None:
@@ -23,6 +24,8 @@ def test_each_attack_stands_where_it_is_strongest() -> None:
         assert row.strongest_on == own.loc[own["value"].idxmax(), "defense"]
         assert (row.view, row.key) == tuple(own.loc[own["value"].idxmax(), ["view", "key"]])
         assert row.low <= row.leakage <= row.high
+    assert table.shown["as"].tolist() == [threat(row.view, row.key) for row in table.data.itertuples()]
+    assert table.shown["as"].nunique() > 1
     assert table.data.set_index("attack").loc["lira", "needs"] == "candidates, references"
     lines = markdown(table).splitlines()
     assert len(lines) == len(table.shown) + 2
