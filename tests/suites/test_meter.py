@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from suites import meter
+from suites.clipping import ClippedSum
 
 
 def test_flop_of_a_matrix_product() -> None:
@@ -18,6 +19,21 @@ def test_flop_of_a_training_step() -> None:
     x = torch.ones(20, 40)
     # forward and weight gradient; the input needs none
     assert meter.flop(lambda: net(x).sum().backward()) == 2 * (2 * 20 * 40 * 10)
+
+
+def test_clipping_is_counted_on_its_fast_path() -> None:
+    """Torch's own counter hooks modules so that ``autograd.grad`` of an inner tensor fails, and the slow path ran and was counted."""
+    draw = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(40, 10), torch.nn.ReLU(), torch.nn.Linear(10, 3))
+    params = {name: tensor.detach()[None] for name, tensor in net.named_parameters()}
+    x, y = torch.randn(1, 20, 40, generator=draw), torch.randint(0, 3, (1, 20), generator=draw)
+    clipped = ClippedSum(net, lambda outputs, y: torch.nn.functional.cross_entropy(outputs, y, reduction="none"))
+    clipped(params, {}, x, y, torch.ones(1, 20), 1.0)  # compares both paths, once
+
+    counted = meter.flop(lambda: clipped(params, {}, x, y, torch.ones(1, 20), 1.0))
+    assert clipped.ghost
+    # two layers forward, the second's input derivative, and one product a layer for the clipped sums
+    assert counted == 2 * 20 * (2 * (40 * 10 + 10 * 3) + 10 * 3)
 
 
 def test_wire_bytes() -> None:
