@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from infl.deploy import KeyedSite, average
 from infl.key import Key
 from suites.contracts import Defense, Local, Params, RequestError, Task
-from suites.federation import Pool, initialise
+from suites.federation import Pool
+from suites.modules import initialise
 from suites.randomness import stream
 
 

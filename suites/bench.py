@@ -24,9 +24,10 @@ from suites.contracts import (
     Shape,
     Task,
 )
-from suites.federation import PEEKS, POOLED, Assignment, Filing, Trained, build, call, train
+from suites.federation import PEEKS, POOLED, Assignment, Filing, Trained, train
 from suites.gaps import fill, may_fill
 from suites.lanes import wire
+from suites.modules import build, call
 from suites.prepared import Prepared, prepare
 from suites.randomness import keys, stream
 from suites.scoring import (

@@ -22,7 +22,7 @@ from suites.checks_result import CheckResult, judged
 from suites.checks_stage import CLASSES, FEATURES, Stage, Trial, same, with_truth
 from suites.contracts import Attack, Goal, Ground, Guess, KeyHeld, RequestError, Secret, Sees, Skip, Threat, View
 from suites.crafting import Crafting, answered
-from suites.federation import call
+from suites.modules import call
 from suites.observation import _PROPERTIES, Guarded, UndeclaredReadError, why_not
 from suites.randomness import stream
 from suites.scoring import Measure, score_key, score_membership, score_reconstruction, score_vectors

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from suites.auditing.insertion import Inserting
 from suites.contracts import Federation, Ground, Local, Params, Probe, ProbeRecord, Records, Reference, Shape, Threat
 from suites.crafting import Ask
-from suites.federation import Assignment, Pool, Trained, answer, build, call, train
+from suites.federation import Assignment, Pool, Trained, answer, train
+from suites.modules import build, call
 from suites.observation import Evidence, Scene, Seen
 from suites.randomness import keys, stream
 from suites.stack import Stack

@@ -9,21 +9,17 @@ records, the player does not: a defense only transforms what it is handed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from suites.contracts import (
-    Delivery,
-    Exchange,
     Federation,
     Local,
     Message,
-    Own,
     Params,
     Probe,
     ProbeRecord,
@@ -35,9 +31,11 @@ from suites.contracts import (
 )
 from suites.gaps import fill, may_fill
 from suites.lanes import Lane, Scratch, Trainer, schedule, wire
-from suites.randomness import digest, keys, stream
+from suites.modules import build, call
+from suites.randomness import keys, stream
 from suites.room import Room
 from suites.stack import Stack
+from suites.wire import Wire
 from suites.witness import Witness
 
 POOLED, PEEKS = "pooled_client", "test_set_choice"  # the protocol's own deliberate faults
@@ -86,48 +84,6 @@ class Filing(Protocol):
 
     def probe(self, index: int, record: ProbeRecord) -> ProbeRecord: ...  # of the round to come
     def round(self, record: Round) -> Round: ...
-
-
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw a module's start from a stream, with torch's default distributions.
-
-    A module with a method ``initialise(generator)`` looks after its own parameters and those of its children.
-    """
-    own = getattr(module, "initialise", None)
-    if callable(own):
-        own(generator)
-        return
-    if isinstance(module, nn.Linear):
-        bound = module.in_features**-0.5
-        for tensor in (module.weight, module.bias):
-            if tensor is not None:
-                nn.init.uniform_(tensor, -bound, bound, generator=generator)
-    elif hasattr(module, "reset_parameters") and not isinstance(module, nn.LayerNorm | nn.BatchNorm1d):
-        raise RequestError(
-            f"{type(module).__name__} has parameters but no initialise(generator) method, so its start could not be repeated: add one"
-        )
-    for child in module.children():
-        initialise(child, generator)
-
-
-def build(task: Task, stack: Stack, features: int, classes: int, secret: Secret | None, generator: torch.Generator) -> nn.Module:
-    """The module that a site trains: the task's net inside the stack's layers, initialised from the stream."""
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
-        module = stack.model(task.net(features, classes), secret)
-    initialise(module, generator)
-    return module
-
-
-def call(module: nn.Module, params: Params, x: Tensor) -> Tensor:
-    """Outputs of ``module`` with wire parameters ``params`` in evaluation mode; the module's own parameters are not touched."""
-    was_training = module.training
-    module.eval()
-    masks = {name: torch.ones(1, device=x.device) for name, _ in module.named_buffers() if name.rpartition(".")[2] == "mask"}
-    try:
-        outputs: Tensor = torch.func.functional_call(module, {**params, **masks}, (x,))
-    finally:
-        module.train(was_training)
-    return outputs
 
 
 def train(
@@ -271,7 +227,7 @@ class _Run:
         witness: Witness | None = None,
         colluder: int = 0,
     ) -> None:
-        self.witness, self.colluder = witness, colluder
+        self.witness = witness
         self.task, self.stack, self.federation, self.pool = task, stack, federation, pool
         self.assignments, self.validation, self.chunk = list(assignments), validation, chunk
         self.started = time.perf_counter()
@@ -294,9 +250,9 @@ class _Run:
         if witness is not None:
             for lane in self.lanes[0]:
                 witness.joins(lane.noise, lane.records, None if lane.person is None else lane.person[lane.records])
-        self.equal_weights = stack.equal_weights or POOLED in federation.flaws
+        equal = stack.equal_weights or POOLED in federation.flaws
+        self.wire = Wire(stack, self.assignments, self.lanes, equal, witness, colluder)
         self.peeks, self.chooses = PEEKS in federation.flaws, PEEKS in federation.flaws or federation.selection == "validation"
-        self.kept: dict[tuple[int, int], Params] = {}  # what a site keeps from round to round, by federation and site
         self.release = [stream(*a.defense_coordinates, "release") for a in self.assignments if stack.releases]
         if self.peeks or any(True for _ in self._persistent_buffers()):
             self.chunk = 1  # running statistics are updated in place, which a leading axis does not carry
@@ -357,7 +313,7 @@ class _Run:
                     participants = [[site for at, site in enumerate(sites) if at not in own] for sites, own in zip(participants, lost)]
             updates = self._local(participants)
             samples += sum(len(self.assignments[r].sites[s]) for r, sites in enumerate(participants) for s in sites)
-            combined, messages, own = self._collect(index, participants, updates, lost, record=keep(index) or any(probed))
+            combined, messages, own = self.wire.collect(index, participants, updates, self.globals, lost, record=keep(index) or any(probed))
             if self.stack.releases:
                 combined = self._released(combined)
             if messages:
@@ -448,106 +404,13 @@ class _Run:
         each = [self.stack.release({n: t[r] for n, t in combined.items()}, self.release[r]) for r in range(len(self.assignments))]
         return {name: torch.stack([mean[name] for mean in each]) for name in combined}
 
-    def _collect(
-        self,
-        index: int,
-        participants: Sequence[Sequence[int]],
-        updates: Params,
-        lost: Sequence[dict[int, str]],
-        *,
-        record: bool,
-    ) -> tuple[Params, list[tuple[Message, ...]], list[Own | None]]:
-        """What the server combines [R, ...], and each federation's messages and colluder's part where they are recorded."""
-        weights = [
-            [1.0 if self.equal_weights else float(len(self.assignments[r].sites[s])) for s in sites] for r, sites in enumerate(participants)
-        ]
-        each = len(participants[0])
-        if not self.stack.encodes and self.stack.channel is None and all(len(sites) == each for sites in participants):
-            share = torch.tensor(weights, device=self.pool.x.device)
-            share = (share / share.sum(1, keepdim=True)).unsqueeze(1)  # [R, 1, C]
-
-            def mean(name: str, rows: Tensor) -> Tensor:
-                if not rows.is_floating_point():
-                    return rows.view(len(participants), each, *rows.shape[1:])[:, 0]
-                return torch.bmm(share.to(rows.dtype), rows.reshape(len(participants), each, -1)).view(self.globals[name].shape)
-
-            # One formula whether a round is recorded or not: what is kept must not move a number.
-            sums = {name: mean(name, rows) for name, rows in updates.items()}
-            sent = [self._plain(r, sites, _rows(updates, r * each, each)) for r, sites in enumerate(participants)] if record else []
-            return sums, sent, [None for _ in participants]
-        deliveries, at = [], 0
-        for r, sites in enumerate(participants):
-            own_rows = _rows(updates, at, len(sites))
-            deliveries.append(self._deliver(r, index, sites, own_rows, weights[r], b"round", lost[r], record=record))
-            at += len(sites)
-        combined = {name: torch.stack([delivery.combined[name] for delivery in deliveries]) for name in deliveries[0].combined}
-        sent = [delivery.messages for delivery in deliveries] if record else []
-        return combined, sent, [delivery.own for delivery in deliveries]
-
-    def _deliver(
-        self,
-        r: int,
-        index: int,
-        participants: Sequence[int],
-        updates: Sequence[Params],
-        weights: Sequence[float],
-        kind: bytes,
-        lost: Mapping[int, str] = MappingProxyType({}),
-        *,
-        record: bool = True,
-    ) -> Delivery:
-        """Encode, send and combine the sites' updates; ``lost`` ones vanish on the way."""
-        if self.stack.encodes:
-            updates = [self._encoded(r, index, site, update, kind) for site, update in zip(participants, updates)]
-        if self.stack.channel is not None:
-            source = keys(*self.assignments[r].defense_coordinates, "channel")
-            context = digest(*self.assignments[r].defense_coordinates, kind.hex())
-            streams = tuple(source.child(kind.hex(), index, site) for site in participants)
-            exchange = Exchange(index, context, self._global(r), streams, lost)
-            sent = self.stack.channel.run(updates, weights, exchange)  # which numbers its sites from 0
-            messages = tuple(replace(m, site=participants[m.site]) for m in sent.messages)
-            own = self._own(participants, updates, weights, sent.survivors) if record else None
-            return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors), own)
-        total = sum(weights)
-        combined = {
-            name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
-            for name, value in updates[0].items()
-        }
-        return Delivery(self._plain(r, participants, updates), combined, tuple(participants))
-
-    def _own(
-        self, participants: Sequence[int], updates: Sequence[Params], weights: Sequence[float], survivors: Sequence[int]
-    ) -> Own | None:
-        """The colluding site's part of a sum that hides it; None where it took no part."""
-        at = participants.index(self.colluder) if self.colluder in participants else -1
-        if at not in survivors:
-            return None
-        part = getattr(self.stack.channel, "part", None)
-        update = updates[at] if part is None else part(updates[at], weights, at)
-        return Own(update, weights[at], sum(weights[site] for site in survivors))
-
-    def _plain(self, r: int, participants: Sequence[int], updates: Sequence[Params]) -> tuple[Message, ...]:
-        """Updates in the clear, with the sites' record counts where the mean is weighted by them."""
-        counts = [None if self.equal_weights else len(self.assignments[r].sites[site]) for site in participants]
-        return tuple(Message(site, "update", update, count) for site, update, count in zip(participants, updates, counts))
-
-    def _encoded(self, r: int, index: int, site: int, update: Params, kind: bytes) -> Params:
-        """A site's update as it is sent; a probe moves neither what the site keeps nor its noise."""
-        if kind == b"round":
-            noise = self.lanes[r][site].noise
-            saw = self.witness.encoding(noise, index) if self.witness is not None and r == 0 else None
-            sent, self.kept[r, site] = self.stack.encode_kept(update, self.kept.get((r, site), {}), noise, saw)
-            return sent
-        own = stream(*self.assignments[r].defense_coordinates, "encode", kind.hex(), site)
-        return self.stack.encode_kept(update, self.kept.get((r, site), {}), own)[0]
-
     def _probes(self, probes: Sequence[Probe], r: int, filing: Filing | None = None) -> list[ProbeRecord]:
         records: list[ProbeRecord] = []
         for probe in probes:
             sites = [site for site, chosen in enumerate(probe.records) if chosen]
             messages = [self._probe_message(probe, r, site) for site in sites]
             kind = b"probe " + probe.name.encode()
-            delivery = self._deliver(r, probe.round, sites, messages, [1.0] * len(sites), kind)
+            delivery = self.wire.deliver(r, probe.round, sites, messages, [1.0] * len(sites), self._global(r), kind)
             sent = tuple(
                 Message(m.site, "gradient", m.payload) if m.kind == "update" and probe.optimiser == "gradient" else m
                 for m in delivery.messages
@@ -583,7 +446,3 @@ class _Run:
         if self.peeks:
             return -next(iter(self.task.utility(outputs, y, self.pool.classes).values()))
         return float(self.task.loss(outputs, y).mean())
-
-
-def _rows(stack: Params, first: int, count: int) -> list[Params]:
-    return [{name: rows[first + i] for name, rows in stack.items()} for i in range(count)]

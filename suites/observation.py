@@ -36,7 +36,7 @@ from suites.contracts import (
     Task,
     Threat,
 )
-from suites.federation import build, call
+from suites.modules import build, call
 from suites.randomness import stream
 from suites.sight import NO_CHOICE, NO_NEIGHBOURS, skip_reason
 from suites.simulation import simulate

@@ -32,7 +32,8 @@ from suites.contracts import (
     Threat,
 )
 from suites.crafting import Crafting, answered
-from suites.federation import answer, build
+from suites.federation import answer
+from suites.modules import build
 from suites.observation import Guarded, Scene, Seen
 from suites.priors import priors
 from suites.properties import Properties

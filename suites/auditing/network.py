@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from suites.contracts import Federation, Local, Params
-from suites.federation import Assignment, Pool, build, call, train
+from suites.federation import Assignment, Pool, train
+from suites.modules import build, call
 from suites.randomness import stream
 from suites.stack import Stack
 from suites.tasks.classification import Classification

@@ -25,8 +25,8 @@ from suites.contracts import (
     Target,
     Threat,
 )
-from suites.federation import build
 from suites.lanes import wire
+from suites.modules import build
 from suites.observation import Evidence, Guarded, Scene, Seen
 from suites.randomness import keys, stream
 from suites.simulation import simulate

@@ -13,7 +13,7 @@ from infl.encoder import Encoder
 from infl.layers import KeyedLinear
 from infl.published import Published
 from suites.contracts import Federation, RequestError, Secret, Shape
-from suites.federation import initialise
+from suites.modules import initialise
 from suites.randomness import keys, stream
 
 

@@ -20,7 +20,8 @@ from suites import referee
 from suites.bench import Bench
 from suites.checks import check_defense
 from suites.contracts import Defense, Federation, Local, Probe, RequestError, Secret, Shape
-from suites.federation import Assignment, Pool, Trained, initialise, train
+from suites.federation import Assignment, Pool, Trained, train
+from suites.modules import initialise
 from suites.randomness import keys, stream
 from suites.stack import Stack
 from suites.tasks.classification import Classification

@@ -14,8 +14,9 @@ from baselines.secure_aggregation import SecureAggregation
 from infl.published import Published
 from suites.clipping import ClippedSum
 from suites.contracts import Defense, Federation, Local, Probe, RequestError, Target
-from suites.federation import Assignment, Pool, build, call, train
+from suites.federation import Assignment, Pool, train
 from suites.lanes import Lane, expected_batch, schedule
+from suites.modules import build, call
 from suites.randomness import stream
 from suites.simulation import simulate
 from suites.stack import Stack

@@ -18,7 +18,8 @@ from suites.api import carry_out, request
 from suites.bench import Bench
 from suites.config import load
 from suites.contracts import Federation, Local, Probe, RequestError, Shape
-from suites.federation import Assignment, Pool, Trained, call, train
+from suites.federation import Assignment, Pool, Trained, train
+from suites.modules import call
 from suites.randomness import stream
 from suites.stack import Stack
 from suites.tasks.classification import Classification

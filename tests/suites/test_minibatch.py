@@ -14,7 +14,8 @@ from suites import transcript
 from suites.config import SuiteSpec, parse
 from suites.contracts import Clip, Federation, Local, Params, Probe, Records, Target, Threat
 from suites.errors import RequestError
-from suites.federation import Assignment, Pool, build, train
+from suites.federation import Assignment, Pool, train
+from suites.modules import build
 from suites.observation import Evidence, Seen
 from suites.randomness import stream
 from suites.simulation import simulate

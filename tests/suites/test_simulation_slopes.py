@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from suites.contracts import Clip, Target
-from suites.federation import initialise
 from suites.lanes import wire
+from suites.modules import initialise
 from suites.randomness import stream
 from suites.simulation import simulate
 from suites.tasks.classification import Classification

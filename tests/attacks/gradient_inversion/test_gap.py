@@ -6,7 +6,7 @@ from observations import message, mlp, normal
 from torch import Tensor
 
 from attacks.gradient_inversion.gap import Gap
-from suites.federation import wire
+from suites.lanes import wire
 
 NAMES = ("0.weight", "2.weight", "4.weight")
 LANES, BATCH, FEATURES, CLASSES = 3, 4, 20, 5

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attacks.key.key_vector import KeyVector, KeyVectorOfSum, shared_inputs
 from infl.published import Published
 from suites.contracts import Params, RequestError, Skip, Target
-from suites.federation import initialise
+from suites.modules import initialise
 from suites.randomness import keys, stream
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks.key.open_model import HeldKey, WithoutKey, WrongKeys
 from infl.published import Published
 from suites.contracts import Secret, Skip
-from suites.federation import initialise
+from suites.modules import initialise
 from suites.randomness import keys, stream
 
 CLASSES, FEATURES = 6, 60
