@@ -18,7 +18,7 @@ from suites.randomness import KeyStream
 
 KEY_BYTES = 32
 LEAST = 128  # records behind an update: the N of docs/hardened.md
-_BLOCK = 1 << 20  # values mixed at a time
+_BLOCK = 1 << 18  # values mixed at a time
 PER_UNIT = 2  # the same N per unit of the first layer it was measured with
 
 

@@ -238,7 +238,8 @@ class _Run:
         for assignment in self.assignments:
             secret = stack.secret(keys(*assignment.defense_coordinates, "secret"))
             own = fill(pool.x, pool.gaps, assignment.sites)
-            fed = {id(held): stack.prepare(held, secret) if stack.prepares else held for held in own}
+            different = {id(held): held for held in own}  # one for all sites, but where each fills its own gaps
+            fed = {at: stack.prepare(held, secret) if stack.prepares else held for at, held in different.items()}
             x = fed[id(own[0])]
             module = build(task, stack, x.shape[1], pool.classes, secret, stream(*assignment.coordinates, "initialisation")).to(
                 pool.x.device
