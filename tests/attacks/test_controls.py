@@ -10,9 +10,11 @@ from attacks.controls import (
     NearestAuxiliary,
     OracleMembership,
     OracleReconstruction,
+    RandomCandidate,
     RandomGuess,
     RandomGuessOfSum,
     RandomMembership,
+    RandomRecord,
 )
 from suites.contracts import Records
 
@@ -26,9 +28,10 @@ def lab() -> tuple[FakeObservation, list[torch.Tensor]]:
     x = 0.8 * centre[y] + 0.6 * normal(TARGETS, F, seed=1)
     labels = torch.arange(200) % K
     public = Records(0.8 * centre[labels] + 0.6 * normal(200, F, seed=2), labels)
+    others = Records(0.8 * centre[labels] + 0.6 * normal(200, F, seed=4), labels)
     truth = [row[None] for row in x]
     targets = [probe(module, row, y[i : i + 1]) for i, row in enumerate(truth)]
-    return FakeObservation(module, F, K, targets=targets, auxiliary=public, candidates=public, truth=truth), truth
+    return FakeObservation(module, F, K, targets=targets, auxiliary=public, candidates=others, truth=truth), truth
 
 
 def run(attack: type, seen: FakeObservation, seed: int = 3):
@@ -49,6 +52,15 @@ def test_class_mean_reads_the_label_and_falls_back_to_the_overall_mean() -> None
     for target in seen.targets:
         object.__setattr__(target, "update", {"0.weight": target.update["0.weight"]})
     assert all(torch.allclose(value[0], seen.auxiliary.x.mean(0)) for value in run(ClassMean, seen))
+
+
+@pytest.mark.parametrize("control", [RandomRecord, RandomCandidate])
+def test_a_drawn_record_has_the_labels_that_the_message_shows_and_is_another_next_time(control: type) -> None:
+    seen, _ = lab()
+    among = seen.candidates if control is RandomCandidate else seen.auxiliary
+    rows = [[int((among.x == value).all(1).nonzero()) for value in run(control, seen, seed)] for seed in (3, 4)]
+    assert among.y[rows[0]].tolist() == among.y[rows[1]].tolist() == [index % K for index in range(TARGETS)]
+    assert rows[0] != rows[1]
 
 
 def test_nearest_auxiliary_is_an_auxiliary_record_of_the_right_class() -> None:
