@@ -30,6 +30,7 @@ from suites.lanes import wire
 from suites.modules import build, call
 from suites.prepared import Prepared, prepare
 from suites.randomness import keys, stream
+from suites.room import by_rows
 from suites.scoring import (
     Measure,
 )
@@ -236,7 +237,9 @@ class Bench:
 
         @torch.no_grad()
         def outputs(params: Params, x: Tensor) -> Tensor:
-            return call(module, params, self.stack.prepare(x, None if keyless else secret))
+            if not self.stack.prepares:
+                return call(module, params, x)
+            return by_rows(lambda part: call(module, params, self.stack.prepare(part, None if keyless else secret)), x)
 
         return outputs
 

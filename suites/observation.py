@@ -38,6 +38,7 @@ from suites.contracts import (
 )
 from suites.modules import build, call
 from suites.randomness import stream
+from suites.room import by_rows
 from suites.sight import NO_CHOICE, NO_NEIGHBOURS, skip_reason
 from suites.simulation import simulate
 from suites.stack import Stack
@@ -286,8 +287,15 @@ class Seen:
         return simulate(self._module(key), scene.task.loss, target, inputs, y, scene.stack.clip, order)
 
     def predict(self, params: Params, x: Tensor, key: Secret | None = None) -> Tensor:
-        inputs = self._scene.stack.prepare(x, key) if self._scene.stack.prepares else x
-        return call(self._module(key), params, inputs)
+        module, stack = self._module(key), self._scene.stack
+        if not stack.prepares:
+            return call(module, params, x)
+        followed = x.requires_grad or any(tensor.requires_grad for tensor in params.values())  # whoever differentiates reads all at once
+
+        def outputs(x: Tensor) -> Tensor:
+            return call(module, params, stack.prepare(x, key))
+
+        return outputs(x) if followed else by_rows(outputs, x)
 
     def signal(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self._scene.task.signal(outputs, y)

@@ -6,13 +6,16 @@ depends on sizes alone, never on what a machine has free, so that the same reque
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from suites.contracts import Local
 
 LEAST = 1 << 27  # bytes that lanes, and federations beside them, may take each whatever the cohort's size
+BLOCK = 1 << 24  # values of records that are looked at a time, where what is made of them would be one more matrix
 SHARE = 0.25  # of the matrix, where that is more
 # Copies of the parameters that are alive at once, as counted at the widest point of a step:
 _LANE = 6  # start, state, gradient, the optimiser's two moments, and what a backward pass makes anew
@@ -48,3 +51,9 @@ class Room:
         """How many federations of so many sites may be trained side by side; ``own_pool``: each changes all records in its own way."""
         each = self.federation + sites * self.update + (self.pool if own_pool else 0)
         return max(1, self.most // max(1, each))
+
+
+def by_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``work(x)`` of records [n, F], of many wide ones in parts; ``work`` must make one row of each record, whatever the others are."""
+    step = max(1, BLOCK // max(1, x.shape[-1]))
+    return work(x) if len(x) <= step else torch.cat([work(part) for part in torch.split(x, step)])

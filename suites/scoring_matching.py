@@ -44,7 +44,7 @@ def order_for(said: Floats, true: Floats) -> NDArray[np.intp]:
 
 def nearest_rows(queries: Floats, among: Tensor, count: int = 1) -> NDArray[np.intp]:
     """Positions of the ``count`` nearest rows, nearest first; a block of rows at a time, since a pool can hold 10^8 numbers."""
-    block = max(2**23 // max(among.shape[1], 1), 1)
+    block = max(2**21 // max(among.shape[1], 1), 1)
     distance = np.concatenate([squared(queries, array(among[start : start + block])) for start in range(0, len(among), block)], axis=1)
     count = min(count, len(among))
     near = np.argpartition(distance, count - 1, axis=1)[:, :count]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from suites.errors import RequestError, Skip
-from suites.meter import peak_memory
+from suites.meter import peak_memory, reset_peak_memory
 from suites.store import Store, write_trouble
 
 ROWS = "rows.json"
@@ -33,6 +33,8 @@ def work(store: str, stage: str, identity: str, call: str, spec: Mapping[str, An
     inputs : folders of finished cells, by name
     """
     place, loaded = Store(Path(store)), set(sys.modules)
+    reset_peak_memory()  # of a fork, which begins with what its server holds
+    at_start = peak_memory()
     started, before = time.perf_counter(), time.process_time()
     try:
         folder = place.begin(identity)
@@ -51,6 +53,7 @@ def work(store: str, stage: str, identity: str, call: str, spec: Mapping[str, An
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - before,
             "peak_memory_bytes": peak_memory(),
+            "memory_at_start_bytes": at_start,  # Python, torch and the modules: what any cell takes before it begins
             "imported": _imported(loaded),
         }
         place.commit(folder, stage, identity, recorded)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from suites.contracts import Params, Skip
+from suites.room import by_rows
 
 Predict = Callable[[Params], Tensor]  # parameters -> outputs [n, K] of fixed records
 
@@ -103,7 +104,7 @@ def products(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params,
                 record = record + (norms * a.square()).sum(1)
             else:
                 dot = dot + torch.einsum("nso,no->sn", (a @ weight.flatten(0, 1).T).view(len(a), *weight.shape[:2]), slope)
-                record = record + norms.sum(1) * a.square().sum(1)
+                record = record + norms.sum(1) * by_rows(lambda part: part.square().sum(1), a)
             size = size + weight.flatten(1).square().sum(1)
             if bias is not None:
                 bias_dot, bias_record, bias_size = bias_dot + bias @ slope.T, bias_record + norms.sum(1), bias_size + bias.square().sum(1)

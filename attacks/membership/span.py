@@ -12,6 +12,7 @@ them spans what is left of the records. That says something as long as fewer rec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from attacks.gradient_inversion.message import first_linear, unlabelled, widest, width
 from suites.contracts import Fact, Goal, Guess, Observation, Params, RoundView, Secret, Sees, Skip
+from suites.room import by_rows
 
 STEPS = (0, 5, 10, 20, 30, 40, 60, 80, 120, 160, 240, 320)  # numbers of public components tried
 _FULL = 1e-3  # what unseen records have outside, below which the rows hold all that is left and only rounding tells records apart
@@ -45,7 +47,7 @@ class SpanMembership:
         columns = widest(seen.known)
         held = in_sight(seen.known, columns)
         deltas: dict[int, list[Tensor]] = {}
-        for view in [view for view in seen.rounds if self.messages(view)][: self.rounds]:
+        for view in islice((view for view in seen.rounds if self.messages(view)), self.rounds):
             for site, update in self.messages(view).items():
                 rows = restored(seen, update[first_linear(update, width(columns)).weight], columns, seen.key)
                 deltas.setdefault(site, []).append(rows[:, held])
@@ -95,8 +97,13 @@ def coordinates(delta: Tensor, components: Tensor, x: Tensor) -> tuple[Tensor, T
     values, vectors = torch.linalg.eigh((rows @ rows.T).double())
     kept = values > _RANK * values.max().clamp_min(1e-300)
     recipe = (vectors[:, kept] / values[kept].sqrt()).to(rows.dtype)
-    rest = x - (x @ components.T) @ components
-    return ((rest @ rows.T) @ recipe) / rest.norm(dim=1, keepdim=True).clamp_min(1e-15), recipe
+
+    def inside(x: Tensor) -> Tensor:
+        rest = x - (x @ components.T) @ components
+        found: Tensor = ((rest @ rows.T) @ recipe) / rest.norm(dim=1, keepdim=True).clamp_min(1e-15)
+        return found
+
+    return by_rows(inside, x), recipe
 
 
 def principal(x: Tensor, count: int) -> Tensor:
