@@ -83,6 +83,8 @@ ATTACKS: Final = {
     "donor_attribute": "Donor attribute",
     "joint_key": "Joint search for records and key",
     "overlap": "Overlap with the row space",
+    "candidates_in_span": "Candidates in the span",
+    "candidates_in_span_of_sum": "Candidates in the span of the sum",
     "seed_search": "Search of integer seeds",
     "donor_attribute_of_sum": "Donor attribute of all sites",
     "designed_canaries": "Designed canaries",

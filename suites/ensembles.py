@@ -19,6 +19,8 @@ NAME = "standard"
 MEMBERS: Mapping[str, tuple[str, ...]] = {
     "reconstruction": (
         "closed_form",
+        "candidates_in_span",
+        "candidates_in_span_of_sum",
         "norms",
         "norms_of_sum",
         "gram_search",

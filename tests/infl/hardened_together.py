@@ -13,12 +13,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
 from attacks.key import gram_search, mixed, norms, principal_components
 from reports import schema
@@ -33,15 +36,16 @@ WHERE = {"goal": "reconstruction", "view": "server", "key": "none"}
 
 
 class OneSearch:
-    """``mixed_records`` that searches once and remembers it."""
+    """``mixed_records`` that searches once, with the randomness of whoever asks first, and keeps what it found in ``path``."""
 
-    def __init__(self) -> None:
-        self.found: mixed.Mixed | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __call__(self, seen: Observation, targets: Iterable[Target], rng: torch.Generator, **search: int) -> mixed.Mixed:
-        if self.found is None:
-            self.found = mixed.mixed_records(seen, tuple(targets), rng, **search)
-        return self.found
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(asdict(mixed.mixed_records(seen, tuple(targets), rng, **search)), self.path)
+        return mixed.Mixed(**load_file(self.path))
 
 
 def run(trained: str | Path, out: str | Path, seeds: Iterable[int], attacks: tuple[str, ...] = SINGLE) -> None:
@@ -51,24 +55,28 @@ def run(trained: str | Path, out: str | Path, seeds: Iterable[int], attacks: tup
     wanted = set(seeds)
     for manifest in sorted((Path(trained) / "store" / "train").glob("*/cell.json"), key=lambda path: _spec(path)["seed"]):
         spec = _spec(manifest)
-        cell = folder / "cells" / f"{attacks[0]}-{spec['defense'].replace(':', '.')}-{spec['seed']}.json"
+        name = f"{attacks[0]}-{spec['defense'].replace(':', '.')}-{spec['seed']}"
+        cell, search = folder / "cells" / f"{name}.json", folder / "searches" / f"{name}.safetensors"
         if spec["seed"] in wanted and not cell.exists():
-            rows, curves = together(Bench(spec, Path(trained) / "store" / "prepared"), manifest.parent, attacks)
+            rows, curves = together(Bench(spec, Path(trained) / "store" / "prepared"), manifest.parent, attacks, search)
             cell.write_text(json.dumps([rows, curves]))
     tables(folder)
 
 
-def together(bench: Bench, trained: Path, attacks: tuple[str, ...]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def together(bench: Bench, trained: Path, attacks: tuple[str, ...], search: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and curves of attacks that share a search, on one federation."""
-    once, rows, curves = OneSearch(), [], []
-    with patch.multiple(principal_components, mixed_records=once), patch.multiple(norms, mixed_records=once):
-        with patch.multiple(gram_search, mixed_records=once):
-            for name in attacks:
-                started = time.perf_counter()
-                trial = Trial(bench, Threat(), trained, [])
-                found, lines = trial.run(registry.find("attacks", name).make(), name, {**WHERE, "attack": name})
-                rows += [{**row, "seconds": time.perf_counter() - started} for row in found]
-                curves += lines
+    once = OneSearch(search)
+    rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+    with ExitStack() as held:
+        for module in (principal_components, norms, gram_search):
+            held.enter_context(patch.object(module, "mixed_records", once))
+        for name in attacks:
+            started = time.perf_counter()
+            trial = Trial(bench, Threat(), trained, [])
+            found, lines = trial.run(registry.find("attacks", name).make(), name, {**WHERE, "attack": name})
+            rows += [{**row, "seconds": time.perf_counter() - started} for row in found]
+            curves += lines
     return rows, curves
 
 
