@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from infl.hardened import Hardened
+from tests.infl import keyed_features
 from tests.infl.hardened_tables import OURS, PLAIN, interval
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -168,6 +169,7 @@ def made() -> dict[str, str]:
         "limits": limits_table(pd.read_csv(DOCS / "hardened.csv")),
         "membership": membership_table(pd.read_csv(DOCS / "hardened_standard.csv")),
         "collusion": collusion_table(pd.read_csv(DOCS / "hardened_collusion.csv")),
+        "features": keyed_features.table(pd.read_csv(DOCS / "hardened_features.csv")),
     }
 
 

@@ -1,0 +1,117 @@
+"""docs/hardened.md holds what the files beside it hold: its tables, its picture, its sentences on known plaintexts and colluding sites."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from infl.hardened import Hardened
+from suites.api import run
+from tests.infl.hardened_page import ATTACKS, BEHIND, DOCS, LIFTED, draw, made, membership_table, put, source
+from tests.infl.hardened_tables import OURS, PLAIN, collusion
+
+
+def page() -> str:
+    """The page on one line, so that a sentence is found wherever it breaks."""
+    return re.sub(r"\s+", " ", (DOCS / "hardened.md").read_text(encoding="utf-8"))
+
+
+def known() -> pd.DataFrame:
+    return pd.read_csv(DOCS / "hardened_known.csv")
+
+
+def test_the_page_holds_the_tables_of_the_files() -> None:
+    held = (DOCS / "hardened.md").read_text(encoding="utf-8")
+    assert put(held, made()) == held
+    with pytest.raises(ValueError, match="no place for the table other"):
+        put(held, {"other": ""})
+
+
+def test_the_picture_was_drawn_from_the_files_that_are_here() -> None:
+    with Image.open(DOCS / "hardened.png") as picture:
+        assert picture.info["Source"] == source()
+
+
+def test_the_picture_has_a_panel_a_cohort_and_attack_with_a_line_a_spread() -> None:
+    limits, collusion = pd.read_csv(DOCS / "hardened.csv"), pd.read_csv(DOCS / "hardened_collusion.csv")
+    panels = {panel.get_title(): panel for panel in draw(limits, known(), collusion).axes}
+    for data in ("pbmc68k", "kang", "cptac"):
+        for attack, title in ATTACKS.items():
+            own = limits[(limits["data"] == data) & (limits["attack"] == attack)]
+            assert len(panels[f"{data}: {title}"].containers) == own["spread"].nunique()
+            assert own[own["spread"] == Hardened().spread]["records_behind"].max() >= Hardened().minimum
+    assert len(panels) == 3 * len(ATTACKS) + 2
+
+
+def test_known_plaintexts_name_what_the_page_says() -> None:
+    table, text = known(), page()
+    single = table[table["records_behind"] == 1]
+    for _, own in single.groupby("spread"):
+        assert set(own["known"]) == {0, 3, 10, 30, 100}
+    assert set(single["spread"]) == {1.0, 1.4, 1.7, 2.0, 4.0}
+    assert (single["share"] == 1.0).all()
+    assert "all others are named at c = 1, 1.4, 1.7, 2 and 4 with 0, 3, 10, 30 and 100 known" in text
+    sixteen = table[table["records_behind"] == 16]["share"]
+    assert f"In batches of 16, {100 * sixteen.min():.0f} to {100 * sixteen.max():.0f} % are, whatever was known" in text
+    most = table[table["records_behind"] == Hardened().minimum]
+    assert ((most["low"] <= 0) & (most["high"] >= 0)).all()
+    shares = most[most["spread"] == Hardened().spread]["share"]
+    assert len(shares) == 5
+    assert f"(c = {Hardened().spread:g}: {100 * shares.min():+.0f} to {100 * shares.max():+.0f} %; intervals are wide)" in text
+
+
+def test_more_messages_in_sight_make_batches_fall_as_the_page_says() -> None:
+    few = pd.read_csv(DOCS / "hardened.csv").set_index(["data", "spread", "records_behind", "attack"])["share"].sort_index()
+    many = known()
+    many = many[(many["spread"] == 2.0) & (many["records_behind"] == 16) & (many["known"] == 0)]
+    four = few.loc[("pbmc68k", 2.0, 16, "gram_search")].item()
+    assert f"gave up few of their records at c = 2 ({100 * four:.0f} % above chance)" in page()
+    assert many[["hits", "of"]].to_numpy().tolist() == [[160, 160]]
+
+
+def test_a_colluding_site_names_every_record_alone_and_behind_secure_aggregation() -> None:
+    table = pd.read_csv(DOCS / "hardened_collusion.csv")
+    rows = {(row["defense"], row["attack"], row["view"]): row for row in table.to_dict("records")}
+    assert (table["seeds"] == 3).all()
+    assert rows[PLAIN, "ladder", "server"]["share"] == 1.0
+    for defense in (LIFTED, BEHIND):
+        site, server = (rows[defense, "ladder_of_sum", view] for view in ("site", "server"))
+        assert (site["key"], server["key"]) == ("right", "none")
+        assert site["share"] == 1.0
+        assert site["cosine"] > 0.999
+        assert site["low"] > server["high"]
+        assert server["low"] <= server["chance_reidentified"] <= server["high"]
+    assert (BEHIND, "ladder", "server") not in rows  # no site's message is in sight there
+
+
+def test_a_cohort_where_an_attack_did_not_run_has_no_number() -> None:
+    rows = [
+        ("pbmc68k", "span", PLAIN, 0.9),
+        ("pbmc68k", "span", OURS, 0.0),
+        ("pbmc68k", "lira", PLAIN, 0.95),
+        ("cptac", "span", PLAIN, 0.8),
+    ]
+    table = pd.DataFrame(rows, columns=["data", "attack", "defense", "leakage"]).assign(goal="membership", low=-0.1, high=1.0)
+    lines = membership_table(table).splitlines()
+    assert lines[0] == "| attack | pbmc68k, FedAvg | pbmc68k, infl:hardened | cptac, FedAvg | cptac, infl:hardened |"
+    assert lines[2:] == [
+        "| lira | 0.95 [-0.10, 1.00] | - | - | - |",
+        "| span | 0.90 [-0.10, 1.00] | 0.00 [-0.10, 1.00] | 0.80 [-0.10, 1.00] | - |",
+    ]
+
+
+@pytest.mark.slow
+def test_one_seed_of_the_colluding_site_comes_out_again(tmp_path: Path) -> None:
+    """Alone and stacked with secure aggregation; the server's search, which fails, is held to a tenth of its length."""
+    attack = "ladder_of_sum:budget=90"
+    run(DOCS / "hardened_collusion.yaml", out=tmp_path, workers=1, report=False, seeds=1, defenses=[LIFTED, BEHIND], attacks=[attack])
+    rows = {(row["defense"], row["view"]): row for row in collusion(tmp_path / "results.parquet").to_dict("records")}
+    assert set(rows) == {(defense, view) for defense in (LIFTED, BEHIND) for view in ("site", "server")}
+    for defense in (LIFTED, BEHIND):
+        assert rows[defense, "site"]["share"] == 1.0
+        assert rows[defense, "site"]["cosine"] > 0.999
+        assert rows[defense, "server"]["low"] <= rows[defense, "server"]["chance_reidentified"]
