@@ -11,7 +11,7 @@ from PIL import Image
 
 from infl.hardened import Hardened
 from suites.api import run
-from tests.infl.hardened_page import ATTACKS, BEHIND, DOCS, LIFTED, draw, made, membership_table, put, source
+from tests.infl.hardened_page import ATTACKS, BEHIND, DOCS, LIFTED, cells, draw, made, membership_table, put, source
 from tests.infl.hardened_tables import OURS, PLAIN, collusion
 
 
@@ -45,6 +45,18 @@ def test_the_picture_has_a_panel_a_cohort_and_attack_with_a_line_a_spread() -> N
             assert len(panels[f"{data}: {title}"].containers) == own["spread"].nunique()
             assert own[own["spread"] == Hardened().spread]["records_behind"].max() >= Hardened().minimum
     assert len(panels) == 3 * len(ATTACKS) + 2
+
+
+def test_at_the_minimum_and_the_default_spread_estimates_and_intervals_are_what_the_page_says() -> None:
+    found = cells(pd.read_csv(DOCS / "hardened.csv"))
+    found = found[(found["spread"] == Hardened().spread) & (found["records_behind"] == Hardened().minimum)]
+    assert (found.groupby("data")["attack"].nunique() == len(ATTACKS)).all()
+    assert (found["seeds"].min(), found["seeds"].max()) == (3, 8)
+    known = found["attack"] == "known_plaintext"
+    assert found[~known]["share"].max() <= 0.05
+    assert f"upper ends of their intervals reach {100 * found[~known]['high'].max():.0f} %" in page()
+    shares = 100 * found[known]["share"]
+    assert f"Twenty known records name {shares.min():.0f} to {shares.max():.0f} % at 128" in page()
 
 
 def test_known_plaintexts_name_what_the_page_says() -> None:
