@@ -245,7 +245,7 @@ class Bench:
 
     def fed(self, secret: Secret | None) -> Fed:
         """The pool as sites feed it to their model."""
-        return Fed(self.stack, self.prepared.pool.x, secret)
+        return Fed(self.stack, self.inputs, secret)
 
     def utilities(self, predict: Any, params: Params) -> dict[str, float]:
         test = self.prepared.test
@@ -264,10 +264,11 @@ class Bench:
         The start only where it says something: of a network that is told no labels it may do as well as the trained one.
         """
         prepared, task = self.prepared, self.task
-        members, test, classes = torch.cat(prepared.sites), prepared.records(prepared.test), prepared.pool.classes
-        train = Records(self.inputs[members], prepared.pool.y[members])
+        classes = prepared.pool.classes
         beside: dict[str, dict[str, float]] = {}
         if self.stack.topology == "centralized" and isinstance(task, yardsticks.Compared):
+            members, test = torch.cat(prepared.sites), prepared.records(prepared.test)
+            train = Records(self.inputs[members], prepared.pool.y[members])
             beside |= {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}
         if isinstance(task, Structured):
             secret = self.secret()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -33,7 +34,7 @@ from suites.gaps import fill, may_fill
 from suites.lanes import Lane, Scratch, Trainer, schedule, wire
 from suites.modules import build, call
 from suites.randomness import keys, stream
-from suites.room import Room
+from suites.room import Room, only
 from suites.stack import Stack
 from suites.wire import Wire
 from suites.witness import Witness
@@ -239,7 +240,9 @@ class _Run:
             secret = stack.secret(keys(*assignment.defense_coordinates, "secret"))
             own = fill(pool.x, pool.gaps, assignment.sites)
             different = {id(held): held for held in own}  # one for all sites, but where each fills its own gaps
-            fed = {at: stack.prepare(held, secret) if stack.prepares else held for at, held in different.items()}
+            used = torch.cat([*assignment.sites, *([] if validation is None else [validation])])
+            mixed = partial(stack.prepare, secret=secret)
+            fed = {at: only(mixed, held, used) if stack.prepares else held for at, held in different.items()}
             x = fed[id(own[0])]
             module = build(task, stack, x.shape[1], pool.classes, secret, stream(*assignment.coordinates, "initialisation")).to(
                 pool.x.device

@@ -33,8 +33,9 @@ _ONE_THREAD = (
     "NUMEXPR_NUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
-# glibc hands every large tensor back to the system and fetches its next one page by page: a tenth of a small network's step.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "67108864"}
+# glibc hands every large tensor back to the system and fetches its next one page by page: a tenth of a small network's step. What is as
+# large as a cohort goes back all the same: a heap that small tensors have come to lie in cannot give it room a second time.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "67108864", "MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_TOP_PAD_": "67108864"}
 
 
 class ForkServer:

@@ -56,8 +56,7 @@ def train_cell(spec: Mapping[str, Any], folder: Path) -> None:
     rows = [row(bench, measure, goal="utility") for measure in measures]
     rows += [row(bench, measure, goal="cost") for measure in _costs(bench, trained)]
     rows += [row(bench, measure, goal="utility") for measure in [*_claims(claim), *_receipt(bench, witness, claim, trained, folder)]]
-    inputs = bench.stack.prepare(bench.inputs, trained.secret)
-    flags = flag_messages(evidence, bench.stack, bench.task, trained.module, inputs, bench.prepared.pool.y, claim)
+    flags = flag_messages(evidence, bench.stack, bench.task, trained.module, bench.fed(trained.secret), bench.prepared.pool.y, claim)
     rows += [row(bench, measure, goal="utility") for measure in flags]
     rows = [] if spec.get("inserts") else rows  # a federation with canaries in it is no measure of utility or cost
     _write(folder, rows, [], time.perf_counter() - started)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,3 +58,18 @@ def by_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``work(x)`` of records [n, F], of many wide ones in parts; ``work`` must make one row of each record, whatever the others are."""
     step = max(1, BLOCK // max(1, x.shape[-1]))
     return work(x) if len(x) <= step else torch.cat([work(part) for part in torch.split(x, step)])
+
+
+def only(work: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
+    """``work(x)`` where only ``rows`` of it are ever read: of a large ``x`` [N, F] the others stay zero and take no memory."""
+    if x.numel() <= BLOCK or x.device.type != "cpu":
+        return work(x)
+    step = max(1, BLOCK // x.shape[1])
+    parts = torch.split(torch.unique(rows), step)
+    first = work(x[parts[0]])
+    # Pages of zeros are the system's until they are written to, which numpy leaves so and torch does not.
+    out = torch.from_numpy(np.zeros((len(x), *first.shape[1:]), np.dtype(str(first.dtype).removeprefix("torch."))))
+    out[parts[0]] = first
+    for part in parts[1:]:
+        out[part] = work(x[part])
+    return out

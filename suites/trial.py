@@ -287,7 +287,8 @@ class Trial:
         controls = {name: [records[:, cut] for records in made] for name, made in fixed.items()}
         drawn = {name: [[records[:, cut] for records in one] for one in made] for name, made in draws.items()}
         prepared, public = self.bench.prepared, self.scene.auxiliary
-        pool = self.bench.inputs[prepared.candidates][:, cut]
+        filled = prepared.pool.gaps is not None  # else the candidates are what was fed, and need no second copy
+        pool = (self.bench.inputs[prepared.candidates] if filled else self.scene.candidates.x)[:, cut]
         raw = (prepared.mean[cut], prepared.scale[cut])
         auxiliary = Records(public.x[:, cut], public.y)
         measures = score_reconstruction(guess, truth, pool, auxiliary, controls, self.rng("scorer"), raw=raw, drawn=drawn)
