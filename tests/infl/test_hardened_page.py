@@ -59,6 +59,14 @@ def test_at_the_minimum_and_the_default_spread_estimates_and_intervals_are_what_
     assert f"Twenty known records name {shares.min():.0f} to {shares.max():.0f} % at 128" in page()
 
 
+def test_overlapping_batches_up_to_the_width_are_named_as_the_page_says() -> None:
+    found = cells(pd.read_csv(DOCS / "hardened.csv"))
+    found = found[(found["attack"] == "overlap") & (found["records_behind"] == 64) & (found["spread"] <= 2)]
+    assert set(found["data"]) == {"pbmc68k", "kang", "cptac"}
+    low, high = 100 * found["share"].min(), 100 * found["share"].max()
+    assert f"24 redrawn gradients of 64 records name {low:.0f} to {high:.0f} % of the records above chance" in page()
+
+
 def test_known_plaintexts_name_what_the_page_says() -> None:
     table, text = known(), page()
     single = table[table["records_behind"] == 1]
