@@ -17,7 +17,7 @@ from suites.contracts import Local
 
 LEAST = 1 << 27  # bytes that lanes, and federations beside them, may take each whatever the cohort's size
 BLOCK = 1 << 24  # values of records that are looked at a time, where what is made of them would be one more matrix
-SHARE = 0.25  # of the matrix, where that is more
+SHARE = 0.125  # of the matrix, where that is more
 # Copies of the parameters that are alive at once, as counted at the widest point of a step:
 _LANE = 6  # start, state, gradient, the optimiser's two moments, and what a backward pass makes anew
 _CLIPPED = 4  # the clipped sum, the same with noise, the noise, and all lanes' sums together
@@ -64,8 +64,7 @@ def only(work: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
     """``work(x)`` where only ``rows`` of it are ever read: of a large ``x`` [N, F] the others stay zero and take no memory."""
     if x.numel() <= BLOCK or x.device.type != "cpu":
         return work(x)
-    step = max(1, BLOCK // x.shape[1])
-    parts = torch.split(torch.unique(rows), step)
+    parts = torch.split(torch.unique(rows), max(1, BLOCK // 8 // x.shape[1]))
     first = work(x[parts[0]])
     # Pages of zeros are the system's until they are written to, which numpy leaves so and torch does not.
     out = torch.from_numpy(np.zeros((len(x), *first.shape[1:]), np.dtype(str(first.dtype).removeprefix("torch."))))
