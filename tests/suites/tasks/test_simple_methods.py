@@ -8,6 +8,7 @@ import pytest
 
 from reports.beside import AHEAD, control_in_words, divided
 from reports.beside_table import beside_sentences
+from reports.standing import each
 from suites import api
 from tests.suites.cohorts.test_downloads import real
 
@@ -23,7 +24,7 @@ def test_every_simple_method_that_the_network_is_not_ahead_of_is_named(suite: st
     assert set(heads["n"]) == {3}
     said = beside_sentences(table)
     print(suite, *said, sep="\n")
-    for row in heads.itertuples():
+    for row in each(heads):
         named = [line for line in said if line.startswith(f"Not shown to do better than {control_in_words(str(row.control))},")]
         assert len(named) == int(row.standing != AHEAD), (row.control, row.gain)
         if named:
