@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from suites.contracts import Local
 
 LEAST = 1 << 27  # bytes that lanes, and federations beside them, may take each whatever the cohort's size
-BLOCK = 1 << 24  # values of records that are looked at a time, where what is made of them would be one more matrix
+BLOCK = 1 << 24  # values of records that may be looked at together; of more, an eighth of this at a time
 SHARE = 0.125  # of the matrix, where that is more
 # Copies of the parameters that are alive at once, as counted at the widest point of a step:
 _LANE = 6  # start, state, gradient, the optimiser's two moments, and what a backward pass makes anew
@@ -56,15 +56,18 @@ class Room:
 
 def by_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``work(x)`` of records [n, F], of many wide ones in parts; ``work`` must make one row of each record, whatever the others are."""
-    step = max(1, BLOCK // max(1, x.shape[-1]))
-    return work(x) if len(x) <= step else torch.cat([work(part) for part in torch.split(x, step)])
+    return work(x) if x.numel() <= BLOCK else torch.cat([work(part) for part in torch.split(x, _rows(x))])
+
+
+def _rows(x: Tensor) -> int:
+    return max(1, BLOCK // 8 // max(1, x.shape[-1]))
 
 
 def only(work: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
     """``work(x)`` where only ``rows`` of it are ever read: of a large ``x`` [N, F] the others stay zero and take no memory."""
     if x.numel() <= BLOCK or x.device.type != "cpu":
         return work(x)
-    parts = torch.split(torch.unique(rows), max(1, BLOCK // 8 // x.shape[1]))
+    parts = torch.split(torch.unique(rows), _rows(x))
     first = work(x[parts[0]])
     # Pages of zeros are the system's until they are written to, which numpy leaves so and torch does not.
     out = torch.from_numpy(np.zeros((len(x), *first.shape[1:]), np.dtype(str(first.dtype).removeprefix("torch."))))

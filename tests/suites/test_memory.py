@@ -129,7 +129,7 @@ def test_a_pool_that_all_sites_share_is_prepared_once_and_of_a_large_one_only_wh
 
 
 def test_rows_in_parts_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(150, 8, generator=torch.Generator().manual_seed(1))
     assert x.numel() < BLOCK
     given: list[int] = []
 
@@ -138,9 +138,9 @@ def test_rows_in_parts_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> Non
         return part.square().sum(1, keepdim=True)
 
     whole = by_rows(work, x)
-    monkeypatch.setattr("suites.room.BLOCK", 8 * 16)
+    monkeypatch.setattr("suites.room.BLOCK", 8 * 8 * 16)
     assert torch.equal(by_rows(work, x), whole)
-    assert given == [50, 16, 16, 16, 2]
+    assert given == [150, *[16] * 9, 6]
     some = only(work, x, torch.tensor([4, 40, 4]))
     assert torch.equal(some[[4, 40]], whole[[4, 40]])
     assert float(some.abs().sum()) == float(whole[[4, 40]].abs().sum())
