@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from reports.shrinkage import OWN, STATED, SUMS
@@ -39,7 +40,8 @@ def shrinkage_points(
 ) -> list[Point]:
     """The points of both curves, of the attack and of each control; arguments as those of ``score_reconstruction``."""
     true = [array(one) for one in truth]
-    lengths = np.linalg.norm(array(public), axis=1) if len(public) else np.array([np.inf])
+    parts = torch.split(public, max(1, 2**21 // max(1, public.shape[-1])))  # in double precision all together would be most of a matrix
+    lengths = np.concatenate([np.linalg.norm(array(part), axis=1) for part in parts]) if len(public) else np.array([np.inf])
     limit, unit = float(np.quantile(lengths, LONG)), float(np.median(lengths)) if len(public) else 1.0
     said, trust = answers(guess.value, true)[0], _trust(guess, truth)
     points: list[Point] = []
