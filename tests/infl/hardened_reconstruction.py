@@ -10,9 +10,9 @@ at random for the same classes and matched alike (0; candidates where the attack
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,8 @@ from reports.intervals import ratio_interval, t_interval
 from reports.worst import crossfit
 from tests.infl.hardened_tables import OURS, PLAIN, interval
 
+DOCS = Path(__file__).parents[2] / "docs"
+BEGIN, END = "<!-- reconstruction -->", "<!-- end of reconstruction -->"
 KEYS = ["data", "attack", "defense", "seed"]
 METRICS = ("r2", "leakage", "r2_calibrated", "leakage_calibrated", "reidentified")
 DRAWN = ("reidentified:random_candidate", "reidentified:random_record")  # the first that an attack's cell has is its chance
@@ -74,23 +76,34 @@ def worst(table: pd.DataFrame, scale: str) -> Worst:
     return Worst(ends[0], ends[1], ratio, len(both))
 
 
+def write(results: Iterable[Path]) -> None:
+    """docs/hardened_reconstruction.csv, the rows of hardened_standard.csv made of it, and the page's table."""
+    found = seeds(results)
+    found.to_csv(DOCS / "hardened_reconstruction.csv", index=False, lineterminator="\n")
+    standard, page = DOCS / "hardened_standard.csv", DOCS / "hardened.md"
+    others = pd.read_csv(standard).query("goal != 'reconstruction'")
+    pd.concat([others, rows(found)], ignore_index=True).to_csv(standard, index=False, lineterminator="\n")
+    text = page.read_text(encoding="utf-8")
+    before, rest = text.split(f"{BEGIN}\n")
+    page.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
 def table(per_seed: pd.DataFrame) -> str:
-    """The page's table, worst on FedAvg first: both scales with their intervals over seeds, and the raw R²."""
-    means = rows(per_seed)
-    held = means.set_index(["attack", "defense"])
-    raw = per_seed.groupby(["attack", "defense"])["r2"].mean()
-    order = list(means[means["defense"] == PLAIN].sort_values("named", ascending=False)["attack"])
+    """The page's table, worst on FedAvg first: raw R², and both scales with their intervals over seeds."""
+    means = rows(per_seed).sort_values(["data", "defense", "named"], ascending=[False, True, False])
+    held = {(row["data"], row["attack"], row["defense"]): row for row in means.to_dict("records")}
+    raw = per_seed.groupby(["data", "attack", "defense"])["r2"].mean()
     heads = [f"{title}, {name}" for title in ("raw R²", *SCALES.values()) for name in ("FedAvg", OURS)]
-    lines = [f"| attack | seeds | {' | '.join(heads)} |", f"|{'---|' * (2 + len(heads))}"]
-    for attack in order:
-        shown = [f"{raw[(attack, defense)]:.2f}" for defense in (PLAIN, OURS)]
+    lines = [f"| cohort | attack | seeds | {' | '.join(heads)} |", f"|{'---|' * (3 + len(heads))}"]
+    for data, attack in means.loc[means["defense"] == PLAIN, ["data", "attack"]].itertuples(index=False, name=None):
+        shown = [f"{raw[(data, attack, defense)]:.2f}" for defense in (PLAIN, OURS)]
         for scale in SCALES:
-            shown += [_said(held.loc[(attack, defense)], scale) for defense in (PLAIN, OURS)]
-        lines.append(f"| {attack} | {held.loc[(attack, PLAIN)]['seeds']:.0f} | {' | '.join(shown)} |")
+            shown += [_said(held[data, attack, defense], scale) for defense in (PLAIN, OURS)]
+        lines.append(f"| {data} | {attack} | {held[data, attack, PLAIN]['seeds']:.0f} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def _said(row: pd.Series, scale: str) -> str:
+def _said(row: Mapping[Hashable, Any], scale: str) -> str:
     value, low, high = (float(row[name]) for name in (scale, f"{scale}_low", f"{scale}_high"))
     if np.isnan(value):
         return "-"
