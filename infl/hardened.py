@@ -35,8 +35,9 @@ class Hardened(Defense):
         By default 128, or twice the units of the network's first layer where that is more. It was measured with 64 units
         (docs/hardened.md): without key or plaintext all records are named where single ones or batches of 8 are in sight, 82 % where
         overlapping batches of 64 are, and at the default spread at most 5 % above chance (a mean over seeds) at 128. Up to the layer's
-        width a gradient's row space holds every mixed record exactly, and batches that overlap isolate them. A number given here
-        replaces the default, whatever the width.
+        width a gradient's row space holds every mixed record exactly, and batches that overlap isolate them. Batches that answer at K
+        checkpoints show K times the layer's rows, so K times the minimum is asked of them: at two, batches of 128 that overlap name all
+        whom they isolate. A number given here replaces the default, whatever the width.
     """
 
     keeps_lengths = False
@@ -48,9 +49,10 @@ class Hardened(Defense):
         does_not_protect="Records in sight singly or in batches no larger than the first layer is wide: inner products survive any linear "
         "secret, and a search over candidate records names them without key or plaintext, at every spread tried where single records are "
         "seen. It claims nothing for updates of fewer records than its minimum (128, measured with 64 hidden units; more where the first "
-        "layer is wider), nor where the records behind an update change by a few between rounds. Known plaintexts give the mixing away: "
-        "three name all others. Any site, or any leak of the one shared key, opens everything, and to a key holder the model leaks "
-        "membership as FedAvg's does.",
+        "layer is wider), as often as there are checkpoints at which the same batch answers beside others that overlap it: batches of 128 "
+        "that answer at two are as open as smaller ones that answer at one. Nor does it where the records behind an update change by a "
+        "few between rounds. Known plaintexts give the mixing away: three name all others. Any site, or any leak of the one shared key, "
+        "opens everything, and to a key holder the model leaks membership as FedAvg's does.",
     )
 
     def __init__(self, *, spread: float = 1.7, minimum: int | None = None) -> None:
@@ -111,8 +113,9 @@ class Hardened(Defense):
         return Claim(
             kind="keyed",
             server_sees="every site's update, in mixed coordinates",
-            sentence=f"Without the key the model guesses, and updates of at least {self.minimum} records do not show whose they are; "
-            "nothing is claimed for smaller ones, for known plaintexts or against a colluding site.",
+            sentence=f"Without the key the model guesses, and updates of at least {self.minimum} records do not show whose they are, "
+            "unless overlapping batches come back at another checkpoint; nothing is claimed for smaller ones, for known plaintexts or "
+            "against a colluding site.",
         )
 
 

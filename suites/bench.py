@@ -159,9 +159,15 @@ class Bench:
     def refused_probes(self) -> str | None:
         """Why nobody answered the suite's probes, where a layer demands more records behind a message than any of them has."""
         probes = self.probes()
-        if not probes or any(self.stack.sends(probe) for probe in probes):
+        if not probes or any(self.stack.sends(probe, probes) for probe in probes):
             return None
         most = max(min(len(chosen) for chosen in probe.records if chosen) for probe in probes)
+        if most >= self.stack.minimum:
+            return (
+                f"the sites send no message with fewer than {self.stack.minimum} records behind it for each round in which the same "
+                "records answer, and the probes ask for the same ones again; ask in one round, or lower the defense's minimum and read "
+                "its card first"
+            )
         return (
             f"the sites send no message with fewer than {self.stack.minimum} records behind it, and the probes here have at most {most}; "
             f"give a probe batch: {self.stack.minimum}, or lower the defense's minimum and read its card first"

@@ -308,7 +308,7 @@ class _Run:
         samples = 0
         for index in range(count):
             lost: list[dict[int, str]] = [{} for _ in federations]
-            asked = [p for p in probes if p.round == index and self.stack.sends(p)]
+            asked = [p for p in probes if p.round == index and self.stack.sends(p, probes)]
             probed = [self._probes(asked, r, filing if r == 0 and not stopped[r] else None) for r in federations]
             participants = [self._participants(r, index) for r in federations]
             if self.federation.vanishing and self.stack.topology == "federated":

@@ -172,9 +172,19 @@ class Stack(Defense):
     def blend(self, records: int, rng: torch.Generator) -> tuple[Tensor, Tensor] | None:
         return next((blended for layer in self.layers if (blended := layer.blend(records, rng)) is not None), None)
 
-    def sends(self, probe: Probe) -> bool:
-        """Whether the sites answer a probe: none that asks a site for a message of fewer records than a layer demands."""
-        return all(len(chosen) >= self.minimum for chosen in probe.records if chosen)
+    def sends(self, probe: Probe, among: Sequence[Probe] = ()) -> bool:
+        """Whether the sites answer a probe: none that asks a site for a message of fewer records than a layer demands.
+
+        Where one demands any number, it does so for each checkpoint at which the same records answer ``among`` all probes: gradients of one
+        batch at two networks show as much of it as one of a layer twice as wide (docs/hardened.md).
+        """
+        if self.minimum <= 1:
+            return True
+        for site, chosen in enumerate(probe.records):
+            again = {other.round for other in among if site < len(other.records) and set(other.records[site]) == set(chosen)}
+            if chosen and len(chosen) < self.minimum * len(again | {probe.round}):
+                return False
+        return True
 
     @property
     def releases(self) -> bool:

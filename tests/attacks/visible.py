@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from suites.contracts import (
     Attack,
@@ -86,13 +86,19 @@ def look(
     lr: float = 0.0,
     sites: int = 1,
     minibatch: int | None = None,
+    settle: tuple[Sequence[int], int] | None = None,
 ) -> Sight:
-    """One message for each list of ``messages`` (rows of ``records``), a gradient at a fresh network unless said; ``sites`` are summed."""
+    """One message for each list of ``messages`` (rows of ``records``), a gradient at a fresh network unless said; ``sites`` are summed.
+
+    ``settle``: rows, and how many steps the network is trained on them before, a hundred at a time.
+    """
     task = task or Classification(dropout=0.0)
     stack = Stack(layers).plan(Federation(sites=sites), Shape((len(records.x),) * sites, records.x.shape[1], classes))
     drawn: Secret | None = stack.secret(secret or keys("sight", "secret", start))
     inputs = stack.prepare(records.x, drawn)
     module = build(task, stack, inputs.shape[1], classes, drawn, stream("sight", "start", start))
+    if settle is not None:
+        _train(module, task, inputs[list(settle[0])], records.y[list(settle[0])], settle[1], stream("sight", "settle", start))
     broadcast = wire(module)
     module.eval()
     probes = []
@@ -128,3 +134,12 @@ def look(
         pool=records,
     )
     return Sight(scene, Evidence([Round(0, broadcast, (), zero, tuple(probes))], [broadcast]), truth, asked)
+
+
+def _train(module: nn.Module, task: Classification, x: Tensor, y: Tensor, steps: int, rng: torch.Generator) -> None:
+    adam = torch.optim.Adam(module.parameters(), 1.5e-3)
+    for _ in range(steps):
+        rows = torch.randperm(len(x), generator=rng)[:100]
+        adam.zero_grad()
+        task.loss(module(x[rows]), y[rows]).mean().backward()
+        adam.step()

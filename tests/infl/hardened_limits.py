@@ -3,7 +3,7 @@
 ``measure`` makes one cell, ``limits`` a table of them. Adversary: the server, without key or plaintext unless said, at a fresh network
 (64 hidden units, ReLU), with the gradients of batches of N records and the candidates' labels. *disjoint*: about 64 records in batches
 that share none, taken apart by the row-space search and named by lengths, by inner products, or from 20 known records. *redrawn*: 24
-batches drawn anew from one site of 140 records (or of 2 N), isolated where their row spaces meet. An answer for a batch is a set, so N
+batches of at most 64 drawn anew from one site of 140 records, isolated where their row spaces meet. An answer for a batch is a set, so N
 guesses among n candidates hit N / n by chance (more where labels are used: that of a draw within classes); ``share`` is the part above
 chance, with the Clopper-Pearson interval of distinct records.
 """
@@ -41,6 +41,7 @@ SPREADS = (1.0, 1.4, 1.7, 2.0, 4.0)
 KNOWN = 20
 PLAINTEXTS = (0, 3, 10, 30, 100)
 _DISJOINT, _REDRAWN, _SITE = 64, 24, 140
+UNITS = 64  # of the first layer
 
 
 def cohort(name: str, every: int = 12) -> tuple[Records, Tensor, Tensor]:
@@ -82,8 +83,8 @@ def measure(data: tuple[Records, Tensor, Tensor], spread: float, size: int, seed
     guesses["known_plaintext"] = more[search(mixed.z, more, may, stream(*coordinates, "known"), starts=starts, trusted=mixed.trusted)[0]]
     chance = _within_labels(messages, records.y, sight.pool.y)
     rows = [_row(name, by_target(guess, mixed), sight.truth, chance) for name, guess in guesses.items()]
-    if size >= 8:
-        site = order[: max(_SITE, 2 * size)]
+    if 8 <= size <= UNITS:  # above that `overlap` declines: a gradient of so many units holds no row space of a whole batch
+        site = order[:_SITE]
         draws = [torch.randperm(len(site), generator=stream(*coordinates, "batch", k))[:size] for k in range(_REDRAWN)]
         sight = look([layer], records, [[site[i] for i in draw] for draw in draws], asked, own, **common)
         with contextlib.suppress(Skip):

@@ -90,6 +90,17 @@ def collusion_table(collusion: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def checkpoints_table(checkpoints: pd.DataFrame) -> str:
+    """Names given to places of batches, and how many were right, by what the batches answered at."""
+    lines = ["| each batch answers at | seed | records isolated | names given | of them right | chance |", "|---|---|---|---|---|---|"]
+    for row in checkpoints.to_dict("records"):
+        at = f"{row['checkpoints']} checkpoints of one run" if row["of"] == "one run" else f"{row['checkpoints']} fresh networks"
+        at = "1 fresh network" if row["checkpoints"] == 1 else at
+        right = f"{row['right'] / row['answered']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if row["answered"] else "-"
+        lines.append(f"| {at} | {row['seed']} | {row['isolated']} | {row['answered']} | {right} | {row['chance']:.2f} |")
+    return "\n".join(lines)
+
+
 def _curve(panel: Axes, own: pd.DataFrame, colour: dict[float, str]) -> None:
     for place, spread in enumerate(sorted(set(own["spread"]))):
         line = own[own["spread"] == spread].sort_values("records_behind")
@@ -169,6 +180,7 @@ def made() -> dict[str, str]:
         "limits": limits_table(pd.read_csv(DOCS / "hardened.csv")),
         "membership": membership_table(pd.read_csv(DOCS / "hardened_standard.csv")),
         "collusion": collusion_table(pd.read_csv(DOCS / "hardened_collusion.csv")),
+        "checkpoints": checkpoints_table(pd.read_csv(DOCS / "hardened_checkpoints.csv")),
         "features": keyed_features.table(pd.read_csv(DOCS / "hardened_features.csv")),
     }
 

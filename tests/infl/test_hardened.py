@@ -264,9 +264,9 @@ def test_a_defense_that_says_otherwise_than_it_does_fails(name: str, check: str,
     assert said in found[check].detail
 
 
-def federation_of(stack: Stack, probes: list[Probe]) -> Trained:
+def federation_of(stack: Stack, probes: list[Probe], rounds: int = 1) -> Trained:
     x, y = records(200, "probes")
-    federation = Federation(sites=2, rounds=1, local=Local(epochs=1, batch=50))
+    federation = Federation(sites=2, rounds=rounds, local=Local(epochs=1, batch=50))
     sites = (torch.arange(100), torch.arange(100, 200))
     stack = stack.plan(federation, Shape((100, 100), FEATURES, CLASSES))
     return train(
@@ -282,6 +282,17 @@ def test_sites_answer_no_probe_of_fewer_records_than_the_minimum(behind: list[De
     assert [record.probe.name for record in trained.rounds[0].probes] == ["64", "100"]
     plain = federation_of(Stack(behind), [*probes, uneven])
     assert len(plain.rounds[0].probes) == 5
+
+
+def test_the_same_records_at_another_checkpoint_count_again() -> None:
+    """Gradients of one batch at two networks show as many rows as one of a layer twice as wide."""
+    site, other = tuple(range(64)), tuple(range(100, 164))
+    again = [Probe("early", 0, (site, other)), Probe("late", 1, (site, other)), Probe("new", 1, (tuple(range(1, 65)), (*other[:-1], 199)))]
+    assert [Stack([Hardened(minimum=64)]).sends(probe, again) for probe in again] == [False, False, True]
+    assert [Stack([Hardened(minimum=32)]).sends(probe, again) for probe in again] == [True, True, True]
+    assert all(Stack().sends(probe, again) for probe in again)
+    trained = federation_of(Stack([Hardened(minimum=64)]), again, rounds=2)
+    assert [record.probe.name for round_ in trained.rounds for record in round_.probes] == ["new"]
 
 
 @pytest.mark.parametrize(("batch", "status"), [(1, "skipped"), (64, "ok")])

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from infl.hardened import Hardened
-from tests.infl.hardened_limits import cohort, measure, needed
+from tests.infl import hardened_checkpoints
+from tests.infl.hardened_limits import UNITS, cohort, measure, needed
 
 TABLE = Path(__file__).parents[2] / "docs" / "hardened.csv"
 
@@ -29,7 +30,7 @@ def test_a_smaller_spread_is_not_enough_at_that_minimum() -> None:
 
 
 def test_needed_takes_the_worst_attack_without_plaintext() -> None:
-    rows = [(1, "gram_search", 1.0), (64, "overlap", 0.8), (64, "norms", 0.0), (128, "overlap", 0.04), (128, "known_plaintext", 0.9)]
+    rows = [(1, "gram_search", 1.0), (64, "overlap", 0.8), (64, "norms", 0.0), (128, "norms", 0.04), (128, "known_plaintext", 0.9)]
     table = pd.DataFrame(rows, columns=["records_behind", "attack", "share"]).assign(data="one", spread=2.0)
     assert needed(table) == 128
     assert needed(table, spread=2.0) == 128
@@ -37,6 +38,31 @@ def test_needed_takes_the_worst_attack_without_plaintext() -> None:
     assert needed(with_less, spread=1.5) == 128
     with pytest.raises(ValueError, match="NaN"):
         needed(with_less)
+
+
+def test_overlapping_batches_are_measured_up_to_the_width_alone() -> None:
+    """Above it the attack declines, and its draw would be no measurement."""
+    table = pd.read_csv(TABLE)
+    assert table[table["attack"] == "overlap"]["records_behind"].max() == UNITS
+
+
+def test_batches_that_come_back_are_open_as_the_page_says() -> None:
+    table = pd.read_csv(TABLE.with_name("hardened_checkpoints.csv"))
+    assert not table[table["checkpoints"] == 1]["isolated"].any()
+    more = table[table["checkpoints"] > 1]
+    wrong = more[more["right"] < more["answered"]]
+    assert (len(more), len(wrong)) == (12, 1)
+    assert (more["answered"] >= 800).all()
+    assert (more.drop(wrong.index)["low"] > 0.99).all()
+
+
+@pytest.mark.slow
+def test_a_batch_that_comes_back_is_taken_apart_though_it_is_twice_as_large_as_the_layer() -> None:
+    data = cohort("pbmc68k")
+    assert hardened_checkpoints.measure(data, 1, False, 0)["isolated"] == 0
+    for trained in (False, True):
+        found = hardened_checkpoints.measure(data, 2, trained, 0)
+        assert found["right"] > 0.95 * found["answered"] > 500
 
 
 @pytest.mark.slow
