@@ -24,6 +24,7 @@ from attacks.gradient_inversion.labels import label_list
 from attacks.gradient_inversion.message import as_gradient, blocks, certified, first_linear, known_count, unlabelled, width
 from attacks.gradient_inversion.regression import with_targets
 from suites.contracts import Goal, Guess, Observation, Params, Sees, Target
+from suites.room import by_rows
 
 AGREE = 1e-3  # spread of the rows' scales up to which no key is suspected (1 - cosine)
 NEARLY = 0.05  # and up to which their mean says more of the length than a typical record does
@@ -169,7 +170,7 @@ def _spike(weight: Tensor) -> tuple[Tensor, Tensor, float, float]:
 def _signed(direction: Tensor, vote: float, public: Tensor) -> Tensor:
     """The direction [F'] with its sign: by the rows' vote, or where that is split by likeness to the auxiliary records."""
     if abs(vote) < UNDECIDED and len(public) and public.shape[1] == len(direction):
-        likeness = torch.nn.functional.normalize(public.double(), dim=1) @ direction
+        likeness = by_rows(lambda rows: torch.nn.functional.normalize(rows.double(), dim=1) @ direction, public)
         top = min(5, len(likeness))
         vote = float(likeness.topk(top).values.mean() + likeness.topk(top, largest=False).values.mean())
     return direction if vote >= 0 else -direction
