@@ -105,7 +105,14 @@ _READING = [
         "1 is the truth itself (the oracle). It is not clipped: "
         "below 0 an attack does worse than guessing. A defense is judged by its worst attack, never by an average, and guessing "
         "is always open to an adversary: where every attack does worse by the seeds that choose among them, the worst case is 0; the "
-        "worst is chosen on some seeds and scored on the others.",
+        "worst is chosen on some seeds and scored on the others, which widens its interval beyond that of the same attack in the tables.",
+    ),
+    Block(
+        "text",
+        "Of a reconstruction there is a second scale. Calibrated R² shrinks each guess by as much as its confidence and length proved "
+        "to be worth on the other seeds, as an attack would that knows when it fails; calibrated leakage is the share of what the best control, "
+        "treated alike, leaves open. Whoever is given candidates is set against a draw among these. Worst cases and headlines are of the "
+        "raw scale.",
     ),
     Block(
         "text",

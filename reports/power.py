@@ -68,7 +68,7 @@ def _why(defense: str, tried: Mapping[str, bool | None], *, ran: bool) -> str:
     only = f"the only attack that applies, {names[0]}," if len(names) == 1 else f"none of the attacks that apply ({_and(names)})"
     floor = words.defense(OPEN)
     if defense == OPEN:
-        return f"{only} {'does not work' if len(names) == 1 else 'works'} even here, where nothing protects"
+        return f"{only} {'is not shown' if len(names) == 1 else 'is shown'} to work even here, where nothing protects"
     if not ran:
         return f"{floor} was not run, so nothing shows that {_and(names)} can take anything at all"
     if all(known is None for known in tried.values()):
@@ -77,9 +77,10 @@ def _why(defense: str, tried: Mapping[str, bool | None], *, ran: bool) -> str:
         weak = [words.attack(attack) for attack, known in tried.items() if known is not None]
         rest = [words.attack(attack) for attack, known in tried.items() if known is None]
         return (
-            f"of the attacks that apply {_and(weak)} {_do(weak)} not work on {floor} either and {_and(rest)} {_have(rest)} no number there"
+            f"of the attacks that apply {_and(weak)} {_are(weak)} not shown to work on {floor} either and {_and(rest)} {_have(rest)} no "
+            "number there"
         )
-    return f"{only} {'does not work' if len(names) == 1 else 'works'} on {floor} either"
+    return f"{only} {'is not shown' if len(names) == 1 else 'is shown'} to work on {floor} either"
 
 
 def _and(names: Iterable[str]) -> str:
@@ -87,8 +88,8 @@ def _and(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _do(names: list[str]) -> str:
-    return "does" if len(names) == 1 else "do"
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _have(names: list[str]) -> str:

@@ -58,7 +58,8 @@ class Store:
         with writing(self.root.parent):
             for name in ("train", "reference", "attack", "claims", "failed", "tmp"):
                 try:
-                    (self.root / name).mkdir(parents=True, exist_ok=True)
+                    self.root.mkdir(mode=0o700, parents=True, exist_ok=True)  # records lie below: nobody else's to read
+                    (self.root / name).mkdir(exist_ok=True)
                 except FileNotFoundError:  # a place such as /proc, where nothing can be made
                     raise RequestError(f"{self.root.parent} cannot be made: that place takes no folders; give another --out") from None
             trial = self.root / "tmp" / _own_name("trial")

@@ -56,16 +56,16 @@ def test_one_attack_that_works_is_enough_and_keys_are_left_out() -> None:
 
 
 def test_why_a_silence_means_nothing() -> None:
-    assert silences(on_fedavg(-0.5))[WHERE] == "the only attack that applies, Cosine inversion of the sum, does not work on FedAvg either"
+    assert silences(on_fedavg(-0.5))[WHERE] == "the only attack that applies, Cosine inversion of the sum, is not shown to work on FedAvg either"
     assert "has no number on FedAvg" in silences(results())[WHERE]  # skipped there
     alone = on_fedavg(-0.5)
     assert silences(alone[alone["defense"] != "fedavg"])[WHERE].startswith("FedAvg was not run")
     weak = alone[~((alone["goal"] == "reconstruction") & (alone["attack"] != SUM))]
-    assert silences(weak)["reconstruction", "server", "fedavg", "without"].endswith("does not work even here, where nothing protects")
+    assert silences(weak)["reconstruction", "server", "fedavg", "without"].endswith("is not shown to work even here, where nothing protects")
     two = pd.concat([alone, alone[alone["attack"] == SUM].assign(attack="second")])
-    assert silences(two)[WHERE] == "none of the attacks that apply (Cosine inversion of the sum and second) works on FedAvg either"
+    assert silences(two)[WHERE] == "none of the attacks that apply (Cosine inversion of the sum and second) is shown to work on FedAvg either"
     half = two[(two["attack"] != "second") | (two["defense"] != "fedavg")]
-    assert silences(half)[WHERE].endswith("does not work on FedAvg either and second has no number there")
+    assert silences(half)[WHERE].endswith("is not shown to work on FedAvg either and second has no number there")
 
 
 def said(table: pd.DataFrame) -> list[str]:
@@ -76,7 +76,7 @@ def test_the_verdict_says_that_the_silence_means_nothing() -> None:
     lines = said(silent_secure_aggregation(on_fedavg(-0.5)))
     assert not any("Secure aggregation" in line for line in lines if line.startswith(("Not told from", "By their means")))
     (line,) = [line for line in lines if "so the silence means nothing" in line]
-    assert line.startswith("Not measured: the only attack that applies, Cosine inversion of the sum, does not work on FedAvg either")
+    assert line.startswith("Not measured: the only attack that applies, Cosine inversion of the sum, is not shown to work on FedAvg either")
     assert "Secure aggregation 0, by guessing (Cosine inversion of the sum alone: −" in line  # whoever does worse than guessing can guess
 
 
@@ -122,9 +122,9 @@ def test_the_tables_say_so_in_columns() -> None:
     leakage = tables.leakage_table(stands, "leakage")
     shown = leakage.shown.set_index("Defense")
     assert shown.at["Secure aggregation", "Reconstruction of records: server, without the key"].startswith("not measured (")
-    assert "does not work on FedAvg" in shown.at["Secure aggregation", "silence that means nothing"]
+    assert "is not shown to work on FedAvg" in shown.at["Secure aggregation", "silence that means nothing"]
     assert shown.at["FedAvg", "silence that means nothing"] == "–"
-    assert "does not work on FedAvg" in " ".join(leakage.data["silent"])
+    assert "is not shown to work on FedAvg" in " ".join(leakage.data["silent"])
     made = tables.attack_table(summarise(table), "reconstruction", ("leakage",), "reconstruction", power)
     assert made is not None
     works = made.shown.set_index(["Defense", "attack"])["shown to work on FedAvg"]

@@ -146,6 +146,15 @@ def test_folders_that_cannot_be_written_are_one_sentence(tmp_path: Path, monkeyp
         Store(tmp_path / "store").open()
 
 
+def test_records_in_the_store_are_nobody_elses_to_read(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        Store(tmp_path / "out" / "store").open()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "store").stat().st_mode & 0o077 == 0
+
+
 def test_a_wrapped_full_disk_is_known_by_its_words(tmp_path: Path) -> None:
     assert "no space left" in (write_trouble(RuntimeError("I/O error: No space left on device (os error 28)"), tmp_path) or "")
     assert "permission denied" in (write_trouble(PermissionError(errno.EACCES, "no"), tmp_path) or "")
