@@ -110,9 +110,9 @@ _READING = [
     Block(
         "text",
         "Of a reconstruction there is a second scale. Calibrated R² shrinks each guess by as much as its confidence and length proved "
-        "to be worth on the other seeds, as an attack would that knows when it fails; calibrated leakage is the share of what the best control, "
-        "treated alike, leaves open. Whoever is given candidates is set against a draw among these. Worst cases and headlines are of the "
-        "raw scale.",
+        "to be worth on the other seeds, as an attack would that knows when it fails; calibrated leakage is the share of what the best "
+        "control, treated alike, leaves open. Whoever is given candidates is set against a draw among these. Worst cases and headlines "
+        "are of the raw scale.",
     ),
     Block(
         "text",

@@ -2,7 +2,7 @@
 
 Nothing of this leaves the site, and nobody else's records look like it. A candidate, a test record or an auxiliary one keeps the public
 fill (``suites.preprocess``) whether it is a member or not: were members filled by their sites, their membership could be read off the fill.
-So an attack that answers with the right candidate differs from the record as it was trained on wherever that had a gap, and is not ``exact``.
+So an attack that answers with the right candidate differs from the record as trained on wherever that had a gap, and is not ``exact``.
 
 A promise about single records or persons does not go with it. Every record has a share in its site's means, hence in the inputs of all
 others that have a gap there, which is outside any clipping and any ε. Under such a promise gaps keep the public fill (``may_fill``).
