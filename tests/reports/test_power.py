@@ -56,14 +56,17 @@ def test_one_attack_that_works_is_enough_and_keys_are_left_out() -> None:
 
 
 def test_why_a_silence_means_nothing() -> None:
-    assert silences(on_fedavg(-0.5))[WHERE] == "the only attack that applies, Cosine inversion of the sum, is not shown to work on FedAvg either"
+    said = silences(on_fedavg(-0.5))[WHERE]
+    assert said == "the only attack that applies, Cosine inversion of the sum, is not shown to work on FedAvg either"
     assert "has no number on FedAvg" in silences(results())[WHERE]  # skipped there
     alone = on_fedavg(-0.5)
     assert silences(alone[alone["defense"] != "fedavg"])[WHERE].startswith("FedAvg was not run")
     weak = alone[~((alone["goal"] == "reconstruction") & (alone["attack"] != SUM))]
-    assert silences(weak)["reconstruction", "server", "fedavg", "without"].endswith("is not shown to work even here, where nothing protects")
+    said = silences(weak)["reconstruction", "server", "fedavg", "without"]
+    assert said.endswith("is not shown to work even here, where nothing protects")
     two = pd.concat([alone, alone[alone["attack"] == SUM].assign(attack="second")])
-    assert silences(two)[WHERE] == "none of the attacks that apply (Cosine inversion of the sum and second) is shown to work on FedAvg either"
+    said = silences(two)[WHERE]
+    assert said == "none of the attacks that apply (Cosine inversion of the sum and second) is shown to work on FedAvg either"
     half = two[(two["attack"] != "second") | (two["defense"] != "fedavg")]
     assert silences(half)[WHERE].endswith("is not shown to work on FedAvg either and second has no number there")
 
