@@ -18,6 +18,7 @@ from suites.contracts import Defense, Federation, Local, Message, Params, Probe,
 from suites.federation import Assignment, Pool, Trained, train
 from suites.observation import Evidence, Views
 from suites.stack import Stack
+from suites.store import process_start
 from suites.tasks.classification import Classification
 
 TASK = Classification(hidden=16, blocks=1, head=8, dropout=0.0, network="mlp")
@@ -181,6 +182,10 @@ def test_a_training_killed_between_two_rounds_leaves_nothing_that_counts(tmp_pat
         process.kill()
         process.wait()
     assert 2 <= len(written) < 61  # in the middle
+    for torn in (out / "store" / "tmp").iterdir():
+        pid, start = torn.name.partition("-")[0].split(".")[:2]
+        while process_start(int(pid)) == start and time.monotonic() < until:  # a worker sees its parent's end a moment later
+            time.sleep(0.05)
     assert not list((out / "store" / "train").iterdir())
     asked = api.request(suite, out=out)
     table = api.carry_out(asked, workers=1)
