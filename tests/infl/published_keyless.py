@@ -20,7 +20,7 @@ from suites.plan import plan
 
 
 def measure(suite: str, defense: str, seed: int) -> dict[str, Any]:
-    """One federation of a suite's seed: accuracy with the key and without keyed parts, and the class said most (its rank by size, 1: largest)."""
+    """One federation of a suite's seed: accuracy with the key and without keyed parts, and the class said most (rank 1: the largest)."""
     asked = load(suite)[0].model_copy(update={"defenses": (defense,), "seeds": 1, "attacks": (), "parts": ()})
     bench = Bench({**plan(asked, "cpu").cells[0].spec, "seed": seed}, None)
     trained, held = bench.train([bench.assignment()], target=False)[0], bench.prepared
