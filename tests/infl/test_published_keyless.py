@@ -20,7 +20,7 @@ def test_the_page_says_what_the_seeds_say() -> None:
     low, high, mean = (
         f"{value:.3f}".removeprefix("0") for value in (quick["keyless"].min(), quick["keyless"].max(), quick["keyless"].mean())
     )
-    above, largest = (keyless > quick["majority"]).sum(), (quick["rank_of_top"] == 1).sum()
+    above, largest = (quick["keyless"] > quick["majority"]).sum(), (quick["rank_of_top"] == 1).sum()
     assert f"{low} to {high}, mean {mean}; {above} of {len(quick)} above the majority" in page
     assert f"{largest} of {len(quick)} |" in page
 
