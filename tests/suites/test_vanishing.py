@@ -83,6 +83,14 @@ class NoRecovery:
         raise AssertionError("nobody vanished")
 
 
+def test_a_colluding_site_knows_how_much_stands_behind_a_sum_that_lost_others() -> None:
+    owns = [record.own for record in trained(SecureAggregation(), federation=replace(FEDERATION, vanishing=2)).rounds]
+    totals = [own.total for own in owns if own is not None]
+    assert all(own is None or own.weight == EACH for own in owns)
+    assert set(totals) <= {EACH * n for n in (SITES - 2, SITES - 1, SITES)}  # who sent what was masked counts, even if it left later
+    assert min(totals) < EACH * SITES
+
+
 def test_what_cannot_go_on_says_so() -> None:
     with pytest.raises(RequestError, match="goes on without"):
         trained(SecureAggregation(), federation=replace(FEDERATION, vanishing=3))
