@@ -52,8 +52,9 @@ class Hardened(Defense):
         "layer is wider), as often as there are checkpoints at which the same batch answers beside others that overlap it: batches of 128 "
         "that answer at two are as open as smaller ones that answer at one. Nor does it where the records behind an update change by a "
         "few between rounds. Known plaintexts give the mixing away: three name all others. Any site, or any leak of the one shared key, "
-        "opens everything, and to a key holder the model leaks membership as FedAvg's does. A model trained without labels on few features may "
-        "serve whoever mixes with another key, or not at all: regions of tissue from 31 proteins came out .7 as well (suite spatial).",
+        "opens everything, and to a key holder the model leaks membership as FedAvg's does. A model trained without labels on few "
+        "features may serve whoever mixes with another key, or not at all: regions of tissue from 31 proteins came out .7 as well (suite "
+        "spatial).",
     )
 
     def __init__(self, *, spread: float = 1.7, minimum: int | None = None) -> None:
