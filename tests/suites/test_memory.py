@@ -18,6 +18,7 @@ from torch import Tensor
 
 from suites.contracts import Defense, Federation, Local, Secret, Shape
 from suites.federation import Assignment, Pool, train
+from suites.lanes import Trainer
 from suites.room import BLOCK, LEAST, Room, by_rows, only
 from suites.stack import Stack
 from suites.tasks.classification import Classification
@@ -113,7 +114,10 @@ def test_one_federation_after_the_other_gives_what_all_together_give(monkeypatch
     together = trained(Stack())
     monkeypatch.setattr("suites.room.LEAST", 1)
     monkeypatch.setattr("suites.room.SHARE", 0.0)
+    stacked: list[int] = []
+    monkeypatch.setattr("suites.federation.Trainer", lambda lanes, *rest: stacked.append(len(lanes)) or Trainer(lanes, *rest))
     alone = trained(Stack())
+    assert set(stacked) == {1}, "no lane shares an operation where there is room for one"
     assert len(together) == len(alone) == 3
     for one, other in zip(together, alone, strict=True):
         assert all(torch.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one)
