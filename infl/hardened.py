@@ -8,6 +8,7 @@ It is a *linear* secret: it holds only while single records are not visible (see
 from __future__ import annotations
 
 from copy import copy
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class Hardened(Defense):
 
     def mixing(self, secret: Secret, width: int) -> Mixing:
         """The secret linear map of records of this width."""
-        return Mixing.draw(KeyStream(bytes(secret["key"].tolist())).child("infl:hardened", width), width, self.spread)
+        return _mixing(bytes(secret["key"].tolist()), width, self.spread)
 
     def claim(self, federation: Federation, shape: Shape) -> Claim:
         return Claim(
@@ -119,6 +120,11 @@ class Hardened(Defense):
             "unless overlapping batches come back at another checkpoint; nothing is claimed for smaller ones, for known plaintexts or "
             "against a colluding site.",
         )
+
+
+@lru_cache(maxsize=4)  # drawing it takes longer than mixing the fifty records that a part of a wide cohort has
+def _mixing(key: bytes, width: int, spread: float) -> Mixing:
+    return Mixing.draw(KeyStream(key).child("infl:hardened", width), width, spread)
 
 
 def normalised(x: Tensor) -> Tensor:

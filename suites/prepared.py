@@ -35,6 +35,9 @@ class Prepared:
 
     Gaps of the pool hold the public fill, and ``records`` gives them so, of members as of others; what a site fills in where the pool has
     ``gaps`` is for those who train (``Bench.inputs``).
+
+    The pool's first records are the candidates in their shuffled order, then the auxiliary ones: what an adversary is given are views, so
+    that a cell of a wide cohort holds one matrix, and of that what it looks at.
     """
 
     pool: Pool
@@ -52,9 +55,12 @@ class Prepared:
     public: Mapping[str, Tensor] = field(default_factory=dict)  # its public facts
     home: Tensor | None = None  # [n_candidates] the site of each, those held out counted after the others; -1 for a test record
     attribute: Tensor | None = None  # [N] 1, 0, or -1 where nobody knows
+    row: Tensor | None = None  # [N] the cohort's row of each record
 
     def records(self, index: Tensor) -> Records:
-        return Records(self.pool.x[index], self.pool.y[index])
+        """The records of these rows; of rows that follow each other, as candidates do, a view (never write to it)."""
+        rows = index if len(index) == 0 or bool((index.diff() != 1).any()) else slice(int(index[0]), int(index[-1]) + 1)
+        return Records(self.pool.x[rows], self.pool.y[rows])
 
     def auxiliary_records(self) -> Records:
         """The adversary's own, with their attribute."""
@@ -116,34 +122,60 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     every = torch.cat([torch.full((len(site),), code) for code, site in enumerate((*parts.sites, *parts.withheld))])
     home[: len(every)] = every
     order = torch.randperm(len(candidates), generator=stream(*where, "candidate order"))
+    rows = torch.cat([candidates[order], parts.auxiliary])
+    rows = torch.cat([rows, _others(len(cohort.y), rows)])
+    place = torch.empty_like(rows)
+    place[rows] = torch.arange(len(rows))
+    _rearrange(table.x.numpy(), rows)
     tensors = {
-        **({} if gaps is None else {"gaps": gaps}),
+        **({} if gaps is None else {"gaps": gaps[rows]}),
         "x": table.x,
-        "y": torch.from_numpy(cohort.y),
+        "y": torch.from_numpy(cohort.y)[rows],
         "classes": torch.tensor(len(cohort.classes)),
-        "validation": parts.validation,
-        "test": parts.test,
-        "auxiliary": parts.auxiliary,
-        "candidates": candidates[order],
+        "row": rows,
+        "validation": place[parts.validation],
+        "test": place[parts.test],
+        "auxiliary": place[parts.auxiliary],
+        "candidates": place[candidates[order]],
         "member": (torch.arange(len(candidates)) < len(members))[order],
         "home": home[order],
         "mean": torch.as_tensor(table.mean, dtype=torch.float32),
         "scale": torch.as_tensor(table.scale, dtype=torch.float32),
-        **{f"site/{i}": site for i, site in enumerate(parts.sites)},
+        **{f"site/{i}": place[site] for i, site in enumerate(parts.sites)},
     }
     if own is not None:
         tensors["layout"] = torch.tensor([*table.layout.blocks, table.layout.aside, table.layout.target, table.layout.own])
         tensors |= {f"public/{name}": tensor for name, tensor in table.public.items()}
     if cohort.person is not None:
-        tensors["person"] = torch.from_numpy(cohort.person)
+        tensors["person"] = torch.from_numpy(cohort.person)[rows]
     if cohort.attribute is not None:
-        tensors["attribute"] = torch.from_numpy(cohort.attribute)
+        tensors["attribute"] = torch.from_numpy(cohort.attribute)[rows]
     if partition.kind == "column" and cohort.site is not None:
-        tensors["site_of"] = torch.from_numpy(cohort.site)
+        tensors["site_of"] = torch.from_numpy(cohort.site)[rows]
     about = {name: getattr(cohort, name) for name in ("name", "citation", "licence", "transform", "digest")}
     persons = {} if cohort.person is None else {"persons": len(set(cohort.person.tolist()))}
     copies = {"copies": parts.copies} if parts.copies else {}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, {**about, "classes": len(cohort.classes), **persons, **copies}
+
+
+def _others(count: int, rows: Tensor) -> Tensor:
+    """The indices below ``count`` that are not among ``rows``, ascending."""
+    left = torch.ones(count, dtype=torch.bool)
+    left[rows] = False
+    return left.nonzero().squeeze(1)
+
+
+def _rearrange(x: NDArray[np.float32], rows: Tensor) -> None:
+    """Put record ``rows[i]`` of ``x`` [N, F] in place ``i``, in its own memory: along each cycle, one record held aside."""
+    source, done = rows.tolist(), [False] * len(rows)
+    for start in range(len(source)):
+        if done[start] or source[start] == start:
+            continue
+        held, place = x[start].copy(), start
+        while source[place] != start:
+            x[place] = x[source[place]]
+            done[place], place = True, source[place]
+        x[place], done[place] = held, True
 
 
 def _gaps(x: NDArray[np.float32], data: DataSpec, task: str, structured: bool) -> Tensor | None:
@@ -176,6 +208,7 @@ def _read(tensors: dict[str, Tensor]) -> Prepared:
         {name.removeprefix("public/"): tensor for name, tensor in tensors.items() if name.startswith("public/")},
         tensors.get("home"),
         tensors.get("attribute"),
+        tensors.get("row"),
     )
 
 

@@ -6,10 +6,12 @@ depends on sizes alone, never on what a machine has free, so that the same reque
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -69,9 +71,22 @@ def only(work: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
         return work(x)
     parts = torch.split(torch.unique(rows), _rows(x))
     first = work(x[parts[0]])
-    # Pages of zeros are the system's until they are written to, which numpy leaves so and torch does not.
-    out = torch.from_numpy(np.zeros((len(x), *first.shape[1:]), np.dtype(str(first.dtype).removeprefix("torch."))))
+    out = _unwritten((len(x), *first.shape[1:]), first.dtype)
     out[parts[0]] = first
     for part in parts[1:]:
         out[part] = work(x[part])
     return out
+
+
+def _unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written to, page by page.
+
+    ``torch.zeros`` writes them, and numpy asks for pages of 2 MB, of which any few rows of a cohort touch nearly all.
+    """
+    values = math.prod(shape)
+    kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # this process' own
+    held = mmap.mmap(-1, values * dtype.itemsize, **kind)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages has none to refuse
+            held.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(held, dtype=dtype, count=values).view(shape)

@@ -71,6 +71,7 @@ class Trial:
         self.bench, self.threat, self.reference_folders = bench, threat, references
         self.evidence = transcript.load(trained)
         prepared = bench.prepared
+        self.pristine = prepared.pool.x._version
         self.secret = bench.secret()
         self.adversary = keys(*bench.where, "adversary", bench.defense)
         candidates = prepared.records(prepared.candidates)
@@ -124,7 +125,10 @@ class Trial:
 
     def guess(self, attack: Attack, name: str) -> tuple[Guess, Guarded]:
         guarded = Guarded(self.seen, frozenset(attack.needs))
-        return attack.run(guarded, self.rng(name)), guarded
+        guess = attack.run(guarded, self.rng(name))
+        if self.bench.prepared.pool.x._version != self.pristine:  # candidates and auxiliary records are views of it
+            raise ValueError(f"{name} wrote into the records that it was given, which others read too; let it work on a clone")
+        return guess, guarded
 
     def run(self, attack: Attack, name: str, where: Mapping[str, str]) -> tuple[list[Row], list[Row]]:
         self.truth["value"] = self._truth(attack)

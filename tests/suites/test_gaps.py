@@ -47,7 +47,8 @@ def spec(defense: str = "fedavg", **changes: Any) -> dict[str, Any]:
 def raw(prepared: Prepared) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """The cohort in public units with NaN where nothing was measured."""
     x = load_cohort(DataSpec(**spec()["data"])).x.astype(np.float64)
-    return np.asarray((x - prepared.mean.double().numpy()) / prepared.scale.double().numpy())
+    assert prepared.row is not None
+    return np.asarray((x[prepared.row.numpy()] - prepared.mean.double().numpy()) / prepared.scale.double().numpy())
 
 
 # ------------------------------------------------------------------------------------------------------------ what is filled in

@@ -52,12 +52,9 @@ print(meter.peak_memory() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
-@pytest.mark.parametrize(("cells", "training", "attacking"), [(900, 8.5, 8.5), (2000, 4.5, 4.5), (5000, 3.0, 3.3)])
+@pytest.mark.parametrize(("cells", "training", "attacking"), [(900, 8.5, 8.5), (2000, 4.5, 4.5), (5000, 2.5, 2.5)])
 def test_every_cell_of_a_whole_run_keeps_within_so_many_matrices(cells: int, training: float, attacking: float, tmp_path: Path) -> None:
-    """The bar is 2.5; where it is not reached, what is stated here is what holds, so that it does not grow unseen.
-
-    At 5,000 cells all keep to the bar but the references of infl:hardened (2.75) and the span attacks (2.6 to 3.1).
-    """
+    """2.5 from some 5,000 cells on; below, where a lane of the network costs more than the matrix, what is stated is what holds."""
     path, suite, out = tmp_path / "cells.h5ad", tmp_path / "large.yaml", tmp_path / "out"
     write(path, "csr int64", cells)
     suite.write_text(SUITE.format(path=path))

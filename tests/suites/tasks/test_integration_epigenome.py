@@ -215,7 +215,9 @@ def test_what_is_fed_is_learnt_on_public_cells_that_have_peaks(tmp_path: Path) -
     held = anndata.read_h5ad(path)
     rows = np.flatnonzero(held.obs["Cluster"].notna().to_numpy())
     peaks = held.obsm["peaks"].tolil()
-    peaks[rows[cell]] = peaks[rows[cell]].toarray()[:, ::-1]  # the same total
+    assert before.row is not None
+    changed = rows[int(before.row[cell])]
+    peaks[changed] = peaks[changed].toarray()[:, ::-1]  # the same total
     held.obsm["peaks"] = peaks.tocsr()
     held.write_h5ad(path)
     after = prepare(spec(path), None)

@@ -17,7 +17,7 @@ from suites.cohorts.spec import DataSpec
 from suites.config import load
 from suites.contracts import RequestError
 from suites.plan import plan
-from suites.prepared import prepare
+from suites.prepared import Prepared, prepare
 from suites.tasks.layout import Layout
 from suites.tasks.spatial_domains import SpatialDomains, bins, components
 from tests.suites.cohorts.test_downloads import real
@@ -77,17 +77,25 @@ def test_tiles_and_strips(tmp_path: Path) -> None:
     assert long[cohort.site == 0].max() <= long[cohort.site == 1].min()
 
 
+def moved_in(prepared: Prepared) -> int:
+    """The place of the moved cell in the pool."""
+    assert prepared.row is not None
+    return int((prepared.row == MOVED).nonzero())
+
+
 def test_neighbours_are_of_the_same_tile(tmp_path: Path) -> None:
     """Moving one cell's values moves the inputs of cells of its own tile, and of nobody else (the public units aside)."""
     prepared, moved = (prepare(spec(write(tmp_path, shift=shift)), None) for shift in (0.0, 50.0))
-    cell = MOVED
+    cell = moved_in(prepared)
     parts = {"train": torch.cat(prepared.sites), "test": prepared.test, "validation": prepared.validation, "auxiliary": prepared.auxiliary}
     name = next(name for name, rows in parts.items() if cell in rows.tolist())
     assert name != "auxiliary", "choose another seed: the moved cell must not set the public units"
     touched = (prepared.pool.x != moved.pool.x).any(1).nonzero().squeeze(1).tolist()
     assert cell in touched
     assert 1 < len(touched) < 60
-    near = torch.cdist(prepared.pool.x[cell : cell + 1, -2:], prepared.pool.x[320:, -2:])[0].topk(9, largest=False).indices + 320
+    assert prepared.row is not None
+    section = (prepared.row >= 320).nonzero().squeeze(1)
+    near = section[torch.cdist(prepared.pool.x[cell : cell + 1, -2:], prepared.pool.x[section, -2:])[0].topk(9, largest=False).indices]
     tile = prepared.person
     assert tile is not None
     assert len(set(tile[near].tolist())) > 1, "the moved cell has no neighbour in another tile"
@@ -98,8 +106,9 @@ def test_of_a_split_by_record_neighbours_are_of_the_same_part_too(tmp_path: Path
     split = {"unit": "record", "train": 0.5, "validation": 0.1, "test": 0.2, "auxiliary": 0.2}
     prepared, moved = (prepare(spec(write(tmp_path, shift=shift), split=split), None) for shift in (0.0, 50.0))
     parts = (torch.cat(prepared.sites), prepared.test, prepared.validation, prepared.auxiliary)
-    own = next(set(rows.tolist()) for rows in parts if MOVED in rows.tolist())
-    assert MOVED not in prepared.auxiliary, "choose another seed: the moved cell must not set the public units"
+    cell = moved_in(prepared)
+    own = next(set(rows.tolist()) for rows in parts if cell in rows.tolist())
+    assert cell not in prepared.auxiliary, "choose another seed: the moved cell must not set the public units"
     assert set((prepared.pool.x != moved.pool.x).any(1).nonzero().squeeze(1).tolist()) <= own
 
 
@@ -149,7 +158,7 @@ def test_an_epsilon_for_tiles_covers_all_that_a_tile_gave(tmp_path: Path) -> Non
     other = prepare(spec(write(tmp_path, shift=9.0)), None).pool.x
     moved = (task.loss(net(x), y) - task.loss(net(other), y)).abs() > 0
     assert int(moved.sum()) > 0
-    assert set(tile[moved].tolist()) == {int(tile[MOVED])}
+    assert set(tile[moved].tolist()) == {int(tile[moved_in(bench.prepared)])}
 
 
 def test_hops_are_means_over_six_nearest(tmp_path: Path) -> None:
