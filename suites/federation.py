@@ -125,7 +125,7 @@ def train(
     if pool.gaps is not None and not may_fill(stack.clip, claim):
         raise RequestError(
             "gaps filled by each site's own means under clipping or a privacy claim for its records would let a record move others' "
-            "inputs, which no epsilon covers; use missing: impute"
+            "inputs, which no epsilon covers; use missing: impute (--missing impute)"
         )
     flaws = federation.flaws & {POOLED, PEEKS}
     if flaws and claim is not None and claim.kind == "dp":

@@ -184,7 +184,8 @@ def _gaps(x: NDArray[np.float32], data: DataSpec, task: str, structured: bool) -
         return None
     if structured:
         raise RequestError(
-            f"missing: {BY_SITE} fills features, and the task {task} lays out records of its own (targets, neighbours); use missing: impute"
+            f"missing: {BY_SITE} fills features, and the task {task} lays out records of its own (targets, neighbours); "
+            "use missing: impute (--missing impute)"
         )
     gaps = np.isnan(x)
     return torch.from_numpy(gaps) if gaps.any() else None

@@ -165,7 +165,8 @@ def _labelled(path: Path, label: str, labels: Texts, asked: NDArray[np.bool_], d
     gaps = int(asked.sum() - rows.sum())
     if gaps and "unlabelled" not in data.drop:
         raise RequestError(
-            f"{path}: {gaps} of {asked.sum()} records have no '{label}', so there is nothing to learn from them; set drop: [unlabelled]"
+            f"{path}: {gaps} of {asked.sum()} records have no '{label}', so there is nothing to learn from them; "
+            "set drop: [unlabelled] (--drop unlabelled)"
         )
     names, code, count = np.unique(labels[rows].astype(str), return_inverse=True, return_counts=True)
     rare = count < 2
@@ -178,7 +179,7 @@ def _labelled(path: Path, label: str, labels: Texts, asked: NDArray[np.bool_], d
         if "rare" not in data.drop:
             raise RequestError(
                 f"{path}: class '{names[rare][0]}' of '{label}' has one record, which cannot be learnt and tested; merge the class with "
-                "another or set drop: [rare]"
+                "another or set drop: [rare] (--drop rare)"
             )
         rows[np.flatnonzero(rows)[rare[code]]] = False
     if len(names) - rare.sum() < 2:

@@ -152,5 +152,5 @@ def synthetic(data: DataSpec) -> Cohort:
     if given:
         raise RequestError(f"the synthetic cohort has its own label, site and person and no {given[0]} to choose; remove {given[0]}")
     if made.missing and not data.imputes:
-        raise RequestError("this synthetic cohort has missing values, which no network survives; set missing: impute")
+        raise RequestError("this synthetic cohort has missing values, which no network survives; set missing: impute (--missing impute)")
     return generate(made)

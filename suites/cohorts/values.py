@@ -62,12 +62,14 @@ def checked(path: str, x: Floats, features: tuple[str, ...], data: DataSpec) -> 
             f"{path}: {found.inf} values are infinite {where}, which no network survives; replace them or leave those records out"
         )
     if found.nan and not data.imputes:
-        raise RequestError(f"{path}: {found.nan} values are NaN {where}, which no network survives; fill them in or set missing: impute")
+        raise RequestError(
+            f"{path}: {found.nan} values are NaN {where}, which no network survives; fill them in or set missing: impute (--missing impute)"
+        )
     empty = np.flatnonzero(~found.filled)
     if len(empty) and "empty" not in data.drop:
         raise RequestError(
             f"{path}: {len(empty)} of {len(features)} features are zero in every record (the first is '{features[empty[0]]}'), so they "
-            "carry nothing; remove them or set drop: [empty]"
+            "carry nothing; remove them or set drop: [empty] (--drop empty)"
         )
     if len(empty) == len(features):
         raise RequestError(f"{path}: every feature is zero in every record, so nothing can be learnt; choose another matrix")

@@ -240,7 +240,7 @@ def test_under_a_promise_about_records_gaps_keep_the_public_fill(defense: str) -
     assert bench.prepared.pool.gaps is None
     assert bench.inputs is bench.prepared.pool.x
     gappy = prepare(spec(), None).pool
-    with pytest.raises(RequestError, match=r"no epsilon covers; use missing: impute$"):
+    with pytest.raises(RequestError, match=r"no epsilon covers; use missing: impute \(--missing impute\)$"):
         train(bench.task, bench.stack, bench.federation, gappy, [bench.assignment()])
 
 
@@ -278,5 +278,5 @@ def test_another_word_and_a_task_without_features_are_told(tmp_path: Path) -> No
     with pytest.raises(RequestError, match=r"line 2: 'data.missing': input should be 'error', 'impute' or 'impute_by_site', but"):
         parse(text, tmp_path / "s.yaml")
     tissue = {"name": "synthetic_tissue", "params": {"rows": 8, "columns": 8, "features": 6}, "missing": "impute_by_site"}
-    with pytest.raises(RequestError, match=r"spatial_domains lays out records of its own \(targets, neighbours\); use missing: impute$"):
+    with pytest.raises(RequestError, match=r"spatial_domains lays out records of its own \(targets, neighbours\); use missing: impute \(--missing impute\)$"):
         prepare(spec(task="spatial_domains", data=tissue), None)
