@@ -140,14 +140,19 @@ def train(
             raise RequestError(
                 "selection 'validation' under a differential-privacy claim would release a choice that epsilon does not cover; use 'last'"
             )
+    trained = partial(_trained, task, stack, federation, pool, validation, chunk)
     if stack.topology == "local_only":
-        return [_local_only(task, stack, federation, pool, assignment, validation, chunk) for assignment in assignments]
+        return [_local_only(trained, assignment) for assignment in assignments]
     if stack.topology == "centralized":
         assignments = [Assignment((torch.cat(a.sites),), a.coordinates, a.defense_coordinates) for a in assignments]
-        probes, keep = (), lambda _: False  # no message crosses a wire
+        probes, keep = (), _no_round  # no message crosses a wire
     elif POOLED in flaws:
         assignments = [Assignment((*a.sites, torch.cat(a.sites)), a.coordinates, a.defense_coordinates) for a in assignments]
-    return _trained(task, stack, federation, pool, assignments, validation, chunk, witness, colluder, probes, keep, filing)
+    return trained(assignments, witness, colluder, probes, keep, filing)
+
+
+def _no_round(_: int) -> bool:
+    return False
 
 
 def answer(
@@ -168,13 +173,12 @@ def _shape(pool: Pool, assignment: Assignment) -> Shape:
     return Shape(tuple(len(site) for site in assignment.sites), pool.x.shape[1], pool.classes, persons)
 
 
-def _local_only(
-    task: Task, stack: Stack, federation: Federation, pool: Pool, assignment: Assignment, validation: Tensor | None, chunk: int
-) -> Trained:
+def _local_only(trained: Callable[[Sequence[Assignment]], list[Trained]], assignment: Assignment) -> Trained:
+    """Each site a federation of its own, and all of them as one."""
     alone = [
         Assignment((site,), (*assignment.coordinates, "site", i), assignment.defense_coordinates) for i, site in enumerate(assignment.sites)
     ]
-    parts = _trained(task, stack, federation, pool, alone, validation, chunk, None, 0, (), lambda _: False, None)
+    parts = trained(alone)
     return Trained(
         rounds=[],
         finals=[part.finals[0] for part in parts],
@@ -191,14 +195,14 @@ def _trained(
     stack: Stack,
     federation: Federation,
     pool: Pool,
-    assignments: Sequence[Assignment],
     validation: Tensor | None,
     chunk: int,
-    witness: Witness | None,
-    colluder: int,
-    probes: Sequence[Probe],
-    keep: Callable[[int], bool],
-    filing: Filing | None,
+    assignments: Sequence[Assignment],
+    witness: Witness | None = None,
+    colluder: int = 0,
+    probes: Sequence[Probe] = (),
+    keep: Callable[[int], bool] = _no_round,
+    filing: Filing | None = None,
 ) -> list[Trained]:
     """As many federations at a time as there is room for, in order; the first has the witness and the filing."""
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was

@@ -278,5 +278,8 @@ def test_another_word_and_a_task_without_features_are_told(tmp_path: Path) -> No
     with pytest.raises(RequestError, match=r"line 2: 'data.missing': input should be 'error', 'impute' or 'impute_by_site', but"):
         parse(text, tmp_path / "s.yaml")
     tissue = {"name": "synthetic_tissue", "params": {"rows": 8, "columns": 8, "features": 6}, "missing": "impute_by_site"}
-    with pytest.raises(RequestError, match=r"spatial_domains lays out records of its own \(targets, neighbours\); use missing: impute \(--missing impute\)$"):
+    with pytest.raises(
+        RequestError,
+        match=r"spatial_domains lays out records of its own \(targets, neighbours\); use missing: impute \(--missing impute\)$",
+    ):
         prepare(spec(task="spatial_domains", data=tissue), None)
