@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,6 +37,14 @@ class Identity:
     federation: str
     version: int
     fingerprint: str
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Identity:
+        """As a public file names it, which anybody can write; raises ``KeyError`` or ``ValueError`` for what no key is called."""
+        federation, version, fingerprint = fields["federation"], fields["version"], fields["fingerprint"]
+        if not (_is_hex(federation, 16) and _is_hex(fingerprint, FINGERPRINT_BYTES)) or type(version) is not int or version < 1:
+            raise ValueError("no key is called so")
+        return cls(federation, version, fingerprint)
 
     def __str__(self) -> str:
         return f"version {self.version}, fingerprint {spoken(self.fingerprint)}, federation {self.federation}"
@@ -92,13 +101,18 @@ class Key:
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write the key to a file that only its owner can read (mode 0600); refuses to replace a file unless told."""
+        with self.staged(path, overwrite=overwrite) as name:
+            name()
+
+    def staged(self, path: Path, *, overwrite: bool = False) -> AbstractContextManager[Callable[[], None]]:
+        """``save`` in the two steps of ``key_file.staged``."""
         fields = {
             "federation": self.identity.federation,
             "version": self.identity.version,
             "fingerprint": self.identity.fingerprint,
             "material": self._material.hex(),
         }
-        key_file.write(path, "key", fields, overwrite=overwrite)
+        return key_file.staged(path, "key", fields, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: Path, *, expected: str | None = None) -> Key:

@@ -6,12 +6,9 @@ Loaded with every start of the command line, so nothing but typer is imported be
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from infl.key import Key
 
 app = typer.Typer(help="A federation's key: make, show, rotate, revoke, and wrap it for each site.", no_args_is_help=True)
 
@@ -55,22 +52,27 @@ def pair(
 def show(file: Annotated[Path, typer.Argument(help="Any file of `infl-bench key`.")], revoked: RevokedList = None) -> None:
     """What may be known of a file: version, fingerprint, federation; never the key."""
     from infl import key_file
-    from infl.key import Identity, Key
-    from infl.key_wrap import Pair, PublicHalf
+    from infl.key import Key
+    from infl.key_wrap import Pair, PublicHalf, described
     from infl.revocation import Revoked
+    from suites.errors import RequestError
 
     fields = key_file.read(file, "public", "wrapped", "revoked", *key_file.SECRET_FIELD)
     kind = fields["infl-bench"]
+    if revoked is not None and kind not in ("key", "wrapped"):
+        raise RequestError(f"{file} holds {key_file.WORDS[kind]}, and --revoked looks up the version of a key; leave it out")
+    listed = Revoked() if revoked is None else Revoked.load(revoked)
     if kind == "key":
         key = Key.of_fields(fields, file)
         _tell(f"key: {key.identity}")
-        if revoked is not None:
-            Revoked.load(revoked).refuse(key)
+        listed.refuse(key)
     elif kind in ("public", "private"):
         half = PublicHalf.load(file) if kind == "public" else Pair.load(file).public
         _tell(f"{key_file.WORDS[kind]}: site {half.site}, fingerprint {_spoken(half.fingerprint)}")
     elif kind == "wrapped":
-        _tell(f"wrapped key for site {fields['site']}: {Identity(fields['federation'], fields['version'], fields['fingerprint'])}")
+        site, identity = described(fields, file)
+        _tell(f"wrapped key for site {site}: {identity}")
+        listed.refuse_named(identity)
     else:
         for entry, _ in Revoked.load(file).entries:
             _tell(f"revoked: {entry}")
@@ -85,21 +87,33 @@ def rotate(
 ) -> None:
     """Make the next version from fresh entropy; the old file stays as it is. Sites then fine-tune under the new key."""
     from infl.key import Key
+    from infl.revocation import Revoked
+    from suites.errors import RequestError
 
     old = Key.load(key_file)
     made = old.rotated()
-    made.save(out, overwrite=overwrite)
+    if revoked is None:
+        made.save(out, overwrite=overwrite)
+    elif revoked.resolve() == out.resolve():
+        raise RequestError(f"{out} cannot hold both the new version and the list of revoked ones; give two names")
+    else:
+        with made.staged(out, overwrite=overwrite) as name, Revoked.at(revoked).with_key(old).staged(revoked) as name_list:
+            name()  # the one that may find its place taken
+            name_list()
     _tell(f"{out}: {made.identity}")
     if revoked is not None:
-        _revoke(old, revoked)
+        _tell(f"{revoked}: revoked {old.identity}")
 
 
 @app.command()
 def revoke(key_file: KeyFile, revoked: Annotated[Path, typer.Argument(help="The public list; made if it is not there.")]) -> None:
     """Put this version on the list of those that every site refuses."""
     from infl.key import Key
+    from infl.revocation import Revoked
 
-    _revoke(Key.load(key_file), revoked)
+    key = Key.load(key_file)
+    Revoked.at(revoked).with_key(key).save(revoked)
+    _tell(f"{revoked}: revoked {key.identity}")
 
 
 @app.command()
@@ -144,13 +158,6 @@ def unwrap(
         Revoked.load(revoked).refuse(key)
     key.save(out, overwrite=overwrite)
     _tell(f"{out}: {key.identity}")
-
-
-def _revoke(key: Key, path: Path) -> None:
-    from infl.revocation import Revoked
-
-    (Revoked.load(path) if path.exists() else Revoked()).with_key(key).save(path)
-    _tell(f"{path}: revoked {key.identity}")
 
 
 def _spoken(fingerprint: str) -> str:

@@ -15,7 +15,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,25 +38,44 @@ def write(path: Path, kind: str, fields: Mapping[str, Any], *, overwrite: bool =
 
     Raises ``RequestError`` where a file is in the way and ``overwrite`` was not asked for, or the folder cannot be written.
     """
+    with staged(path, kind, fields, overwrite=overwrite) as name:
+        name()
+
+
+@contextlib.contextmanager
+def staged(path: Path, kind: str, fields: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Callable[[], None]]:
+    """``write`` in two steps, so that of two files none has its name before both are on the disk; what it yields gives the name."""
     content = {"infl-bench": kind, "schema": SCHEMA, **fields}
     content["check"] = _check(content, kind)
     text = (json.dumps(content, indent=1) + "\n").encode()
-    try:
+    with _said(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # mode 0600 from the first byte on
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(text)
-                os.fchmod(stream.fileno(), 0o600 if kind in SECRET_FIELD else 0o644)
-                stream.flush()
-                os.fsync(stream.fileno())
+
+    def name() -> None:
+        with _said(path):
             if overwrite:
                 os.replace(temporary, path)
             else:
                 _name(Path(temporary), path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-        _sync(path.parent)
+            _sync(path.parent)
+
+    try:
+        with _said(path), os.fdopen(handle, "wb") as stream:
+            stream.write(text)
+            os.fchmod(stream.fileno(), 0o600 if kind in SECRET_FIELD else 0o644)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield name
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What the file system refuses, as one sentence."""
+    try:
+        yield
     except FileExistsError:
         _refuse_taken(path)
     except OSError as error:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from infl import key_file
-from infl.key import Key, same_fingerprint, spoken
+from infl.key import Identity, Key, same_fingerprint, spoken
 from suites.errors import RequestError
 
 _ONCE = bytes(12)  # the nonce of a key that seals one box: the ephemeral pair is fresh each time
@@ -98,6 +98,15 @@ def wrap(key: Key, site: PublicHalf) -> dict[str, Any]:
     about = {"site": site.site, **_about(key)}
     box = key.sealed(lambda material: AESGCM(_box_key(shared, sender, site.public)).encrypt(_ONCE, material, _canonical(about)))
     return {**about, "sender": sender.hex(), "box": box.hex()}
+
+
+def described(fields: dict[str, Any], path: Path) -> tuple[str, Identity]:
+    """The site and the key that a wrapped file names; anybody can write one, so nothing but well-formed names is taken."""
+    try:
+        bytes.fromhex(fields["sender"] + fields["box"])
+        return _site(fields["site"]), Identity.of_fields(fields)
+    except (KeyError, ValueError, TypeError):
+        raise RequestError(f"{path} lacks a part of a wrapped key, or holds a name that none has; have it wrapped again") from None
 
 
 def unwrap(fields: dict[str, Any], pair: Pair, *, fingerprint: str, path: Path) -> Key:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from infl import key_file
 from suites import cli
 
 Command = Callable[..., tuple[int, str, str]]
@@ -64,6 +65,86 @@ def test_from_new_to_revoked(key: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
     assert key("revoke", "v2", "revoked")[0] == 0
     assert key("show", "v2", "--revoked", "revoked")[0] == 2
+
+
+FIELDS = {"site": "a", "federation": "0a" * 16, "version": 1, "fingerprint": "0b" * 16, "sender": "0c" * 32, "box": "0d" * 48}
+FORGED: list[dict[str, object]] = [
+    *[dict.fromkeys([name]) for name in FIELDS],
+    {"version": "1"},
+    {"version": True},
+    {"version": 0},
+    {"fingerprint": 5},
+    {"fingerprint": "0B\x1b[2J"},
+    {"federation": "0a" * 15},
+    {"site": "\x1b[2Jhospital-a"},
+    {"site": 3},
+    {"box": "zz"},
+]
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_wrapped_file_that_anybody_could_have_made_is_one_sentence(key: Command, tmp_path: Path, forged: dict[str, object]) -> None:
+    """Its check value is under a public constant, so it fits."""
+    key_file.write(tmp_path / "sound", "wrapped", FIELDS)
+    assert key("show", "sound")[:2] == (
+        0, f"wrapped key for site a: version 1, fingerprint {'-'.join(['0b0b'] * 8)}, federation {'0a' * 16}\n"
+    )  # fmt: skip
+    key_file.write(tmp_path / "w", "wrapped", {name: value for name, value in (FIELDS | forged).items() if value is not None})
+    code, out, err = key("show", "w")
+    assert (code, out) == (2, "")
+    assert "lacks a part of a wrapped key" in err
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("forged", [{"federation": "\x1b[2J"}, {"version": "1"}, {"fingerprint": "zz"}])
+def test_a_list_of_names_that_no_key_has_is_one_sentence(key: Command, tmp_path: Path, forged: dict[str, object]) -> None:
+    entry = {name: FIELDS[name] for name in ("federation", "version", "fingerprint")} | {"certificate": "00"}
+    key_file.write(tmp_path / "sound", "revoked", {"revoked": [entry]})
+    assert key("show", "sound")[0] == 0
+    key_file.write(tmp_path / "list", "revoked", {"revoked": [entry, entry | forged]})
+    code, out, err = key("show", "list")
+    assert (code, out) == (2, "")
+    assert "lacks a part of a list" in err
+
+
+def test_show_looks_a_wrapped_version_up_in_the_list(key: Command) -> None:
+    for made in (("new", "v1"), ("pair", "a"), ("wrap", "v1", "a.public", "w"), ("rotate", "v1", "v2"), ("revoke", "v2", "list")):
+        assert key(*made)[0] == 0
+    assert key("show", "w", "--revoked", "list")[0] == 0
+    assert key("revoke", "v1", "list")[0] == 0
+    code, _, err = key("show", "w", "--revoked", "list")
+    assert code == 2
+    assert "version 1 of this federation's key was revoked" in err
+    for other in ("a.public", "a.private", "list"):  # nothing to look up
+        code, out, err = key("show", other, "--revoked", "list")
+        assert (code, out) == (2, "")
+        assert "--revoked looks up the version of a key" in err
+
+
+def test_a_rotation_that_cannot_revoke_writes_nothing(key: Command, tmp_path: Path) -> None:
+    assert key("new", "v1")[0] == key("new", "taken")[0] == 0
+    (tmp_path / "bad").write_text("no list\n")
+
+    def held() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    before = held()
+    for arguments, words in (
+        (("v2", "--revoke", "bad"), "no file of infl-bench"),
+        (("v2", "--revoke", "v1"), "holds a key"),
+        (("v2", "--revoke", "no/list"), "cannot be written"),
+        (("no/v2", "--revoke", "list"), "cannot be written"),
+        (("taken", "--revoke", "list"), "exists"),
+        (("v2", "--revoke", "v2"), "two names"),
+        (("taken", "--overwrite", "--revoke", str(tmp_path / "taken")), "two names"),
+    ):
+        code, out, err = key("rotate", "v1", *arguments)
+        assert (code, out) == (2, ""), arguments
+        assert words in err
+        assert held() == before, arguments
+    assert key("rotate", "v1", "v2", "--revoke", "list")[0] == 0
+    assert key("show", "v1", "--revoked", "list")[0] == 2
 
 
 def loosen(path: Path) -> None:
