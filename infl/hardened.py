@@ -125,8 +125,8 @@ class Hardened(Defense):
         )
         open_ = (
             f"Without the key the model guesses. Updates are not claimed to hide whose they are, since {' and '.join(short)}: single "
-            "records and those in batches of 8 were all named without key or plaintext, 82 % of those in overlapping batches of 64, and at a "
-            "spread of 1.4 7 % of one cohort's in batches of 128. Nothing is claimed for known plaintexts or against a colluding site."
+            "records and those in batches of 8 were all named without key or plaintext, 82 % of those in overlapping batches of 64, and at "
+            "a spread of 1.4 7 % of one cohort's in batches of 128. Nothing is claimed for known plaintexts or against a colluding site."
         )
         return Claim(kind="keyed", server_sees="every site's update, in mixed coordinates", sentence=open_ if short else hidden)
 
