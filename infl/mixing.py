@@ -8,6 +8,7 @@ every length, so nothing is padded to a power of two.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -17,15 +18,35 @@ from suites.contracts import KeySource
 ROUNDS = 2
 
 
+class Drawn:
+    """Tensors that open every record: they print nothing and are never pickled; nothing changes them, so a copy is the same object."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(<withheld>)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is never pickled: draw it again from its key where it is needed")
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
 def hartley(x: Tensor) -> Tensor:
     """Orthonormal discrete Hartley transform along the last axis; applied twice it is the identity."""
+    if not x.numel():  # an empty batch, which the transform's libraries refuse
+        return x
     half, width = torch.fft.rfft(x, norm="ortho"), x.shape[-1]
     rest = (half.real + half.imag)[..., 1 : (width + 1) // 2].flip(-1)  # the other half of a real signal's spectrum is its mirror image
     return torch.cat([half.real - half.imag, rest], dim=-1)
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Rotation(Drawn):
     """x -> D_r (H P_r D_{r-1}) ... x, orthogonal; ``signs`` [ROUNDS + 1, F], ``orders`` [ROUNDS, F]."""
 
     signs: Tensor
@@ -48,8 +69,8 @@ class Rotation:
         return z
 
 
-@dataclass(frozen=True, slots=True)
-class Mixing:
+@dataclass(frozen=True, slots=True, repr=False)
+class Mixing(Drawn):
     """x -> B S A x with secret rotations A, B and a secret spectrum S, log-uniform in [1/c, c] and of mean square one."""
 
     first: Rotation
