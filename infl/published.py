@@ -33,9 +33,9 @@ class Published(Defense):
     )
 
     def __init__(self, *, strength: float = 20.0, points: int = 128, per_layer: bool = False) -> None:
-        if strength < 0 or points < 1:
+        if not 0 <= strength < float("inf") or points < 1:  # not a number is neither
             raise RequestError(
-                f"infl:published needs strength >= 0 and points >= 1 but got {strength:g} and {points}: "
+                f"infl:published needs a finite strength >= 0 and points >= 1 but got {strength:g} and {points}: "
                 "strength scales the key's effect and points counts the key's coordinates, as in infl:published:strength=20"
             )
         self.strength, self.points, self.per_layer = float(strength), int(points), per_layer

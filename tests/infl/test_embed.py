@@ -193,6 +193,7 @@ def test_models_that_cannot_be_keyed_are_refused(model: nn.Module, sentence: str
         embed(model, torch.zeros(4, 2))
 
 
-def test_published_refuses_nonsense() -> None:
-    with pytest.raises(RequestError, match="strength"):
-        Published(strength=-1)
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
+def test_published_refuses_nonsense(strength: float) -> None:
+    with pytest.raises(RequestError, match="finite strength"):
+        Published(strength=strength)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +104,26 @@ def test_length_of_a_record_does_not_survive_and_without_a_key_nothing_is_mixed(
     assert torch.allclose(mixed(3 * x), mixed(x), atol=1e-4)
     assert torch.allclose(F.cosine_similarity(Hardened().prepare(x, None), x), torch.ones(20))
     assert torch.isfinite(mixed(torch.zeros(2, FEATURES))).all()
+
+
+def test_an_empty_batch_stays_one() -> None:
+    assert mixed(torch.empty(0, FEATURES)).shape == (0, FEATURES)
+    assert Hardened().restore(torch.empty(0, FEATURES), secret()).shape == (0, FEATURES)
+
+
+def test_what_is_drawn_from_the_key_prints_nothing_and_is_never_pickled() -> None:
+    mixing = Hardened().mixing(secret(), FEATURES)
+    for drawn in (mixing, mixing.first, copy.deepcopy(mixing)):
+        assert repr(drawn) == f"{type(drawn).__name__}(<withheld>)"
+        with pytest.raises(TypeError, match="never pickled"):
+            pickle.dumps(drawn)
+    assert torch.equal(copy.deepcopy(mixing).spectrum, mixing.spectrum)
+
+
+@pytest.mark.parametrize("spread", [float("nan"), float("inf")])
+def test_a_spread_that_is_no_number_is_refused(spread: float) -> None:
+    with pytest.raises(RequestError, match="finite spread"):
+        Hardened(spread=spread)
 
 
 def test_sites_below_the_minimum_are_refused() -> None:
