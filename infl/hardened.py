@@ -63,7 +63,7 @@ class Hardened(Defense):
     def __init__(self, *, spread: float = SPREAD, minimum: int | None = None) -> None:
         if not 1 <= spread < float("inf"):  # not a number is neither
             raise RequestError(
-                f"infl:hardened needs a finite spread >= 1 but got {spread:g}: it is the ratio c of singular values in [1/c, c]; 1 is a rotation"
+                f"infl:hardened needs a finite spread >= 1 but got {spread:g}: singular values lie in [1/c, c] for this c; 1 is a rotation"
             )
         if minimum is not None and minimum < 1:
             raise RequestError(f"infl:hardened needs minimum >= 1 but got {minimum}: it counts the records behind a visible update")
