@@ -1,7 +1,8 @@
 """Secure aggregation with dropouts, one round of it (Bonawitz et al. 2017, the active variant; graph of Bell et al. 2020).
 
-Stages: *advertise* signed keys; *share* two secrets (the mask key and the seed of a self mask) among the neighbours; *mask* the words;
-*vote* on who survived; *unmask*: for each survivor the shares of its seed, for each site that vanished those of its mask key, never both.
+Stages: *advertise* signed keys and a commitment to a seed; *share* two secrets (the mask key and that seed, of a self mask) among the
+neighbours; *mask* the words; *vote* on who survived; *unmask*: for each survivor the shares of its seed, for each site that vanished those
+of its mask key, never both.
 A ``Site`` holds secrets and answers once a stage; it refuses with ``Refusal`` what an honest server never asks. The server's part is
 ``baselines.transcript.total``: a function of the messages alone.
 """
@@ -40,6 +41,7 @@ class Advert:
     site: int
     mask_key: bytes
     share_key: bytes
+    commitment: bytes  # to the seed of the self mask
     signature: bytes
 
 
@@ -78,9 +80,15 @@ def terms(round_index: int, context: bytes, broadcast: bytes, *, rules: Rules, e
 
 
 def cohort_hash(agreed: bytes, adverts: Sequence[Advert]) -> bytes:
-    """The session's hash: the terms and every advertised key."""
+    """The session's hash: the terms, every advertised key and every commitment."""
     ordered = sorted(adverts, key=lambda advert: advert.site)
-    return hashlib.sha256(agreed + b"".join(a.site.to_bytes(8, "big") + a.mask_key + a.share_key for a in ordered)).digest()
+    said = b"".join(a.site.to_bytes(8, "big") + a.mask_key + a.share_key + a.commitment for a in ordered)
+    return hashlib.sha256(agreed + said).digest()
+
+
+def committed(seed: bytes, agreed: bytes, site: int) -> bytes:
+    """A commitment to a seed of full entropy: the hash of one more value expanded from it, which tells nothing of its mask."""
+    return hashlib.sha256(derive(seed, agreed, "self mask commitment", site)).digest()
 
 
 def _ballot(session: bytes, survivors: Sequence[int]) -> bytes:
@@ -147,7 +155,8 @@ class Site:
     def advertise(self) -> Advert:
         self._enter("advertise", "share")
         mask, share = (secret.public_key().public_bytes_raw() for secret in (self._mask_secret, self._share_secret))
-        return Advert(self.index, mask, share, self._identity.sign(self.agreed + mask + share))
+        commitment = committed(self._seed, self.agreed, self.index)
+        return Advert(self.index, mask, share, commitment, self._identity.sign(self.agreed + mask + share + commitment))
 
     def share(self, adverts: Sequence[Advert]) -> list[Sealed]:
         """Check the neighbours' signatures and seal for each its share of both secrets."""
@@ -162,7 +171,7 @@ class Site:
         self._neighbours = neighbours(list(self._peers), self.rules.degree, self._session)[self.index]
         for other in self._neighbours:
             peer = self._peers[other]
-            if not signed_by(self.directory[other], peer.signature, self.agreed + peer.mask_key + peer.share_key):
+            if not signed_by(self.directory[other], peer.signature, self.agreed + peer.mask_key + peer.share_key + peer.commitment):
                 raise Refusal(
                     f"site {self.index} refuses the keys of site {other}: they are not signed by it for this broadcast, round and context"
                 )

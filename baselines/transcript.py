@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from baselines import shamir
-from baselines.bonawitz import Aborted, Advert, Masked, Reveal, Sealed, Vote, cohort_hash
+from baselines.bonawitz import Aborted, Advert, Masked, Reveal, Sealed, Vote, cohort_hash, committed
 from baselines.cohort_graph import Rules, neighbours
 from baselines.fixed_point import Words
 from baselines.masking import Generator, add_masks, aes_ctr, derive, pair_key, sign
@@ -45,7 +45,10 @@ def _open(owner: int, shares: Mapping[int, int], threshold: int) -> bytes:
             f"the round is void: {len(shares)} shares of site {owner}'s secret are left and {threshold} are needed; "
             "allow more dropouts (a lower threshold) or wait for the sites"
         )
-    return shamir.join(dict(sorted(shares.items())[:threshold]))
+    try:
+        return shamir.join(dict(sorted(shares.items())[:threshold]))
+    except ValueError:
+        raise Aborted(f"the round is void: the shares of site {owner}'s secret open none, so at least one is false") from None
 
 
 def total(transcript: Transcript, generator: Generator = aes_ctr) -> Words:
@@ -60,7 +63,14 @@ def total(transcript: Transcript, generator: Generator = aes_ctr) -> Words:
         for given, kept in ((reveal.seeds, seeds), (reveal.keys, keys)):
             for owner in given.keys() & kept.keys():
                 kept[owner][reveal.site + 1] = given[owner]
-    masks = [(derive(_open(site, seeds[site], rules.threshold), session, "self mask", site), -1) for site in sorted(survivors)]
+    masks = []
+    for site in sorted(survivors):
+        seed = _open(site, seeds[site], rules.threshold)
+        if committed(seed, transcript.agreed, site) != adverts[site].commitment:
+            raise Aborted(
+                f"the round is void: the shares of site {site}'s seed do not open the seed that it committed to, so at least one is false"
+            )
+        masks.append((derive(seed, session, "self mask", site), -1))
     for site in sorted(keys):
         secret = X25519PrivateKey.from_private_bytes(_open(site, keys[site], rules.threshold))
         if secret.public_key().public_bytes_raw() != adverts[site].mask_key:
@@ -84,7 +94,7 @@ def save(transcript: Transcript, path: Path) -> None:
     record = {
         "rules": asdict(transcript.rules),
         "agreed": transcript.agreed.hex(),
-        "adverts": [[a.site, a.mask_key.hex(), a.share_key.hex(), a.signature.hex()] for a in transcript.adverts],
+        "adverts": [[a.site, a.mask_key.hex(), a.share_key.hex(), a.commitment.hex(), a.signature.hex()] for a in transcript.adverts],
         "sealed": [[s.sender, s.recipient, s.box.hex()] for s in transcript.sealed],
         "masked": [m.site for m in transcript.masked],
         "votes": [[v.site, v.signature.hex()] for v in transcript.votes],

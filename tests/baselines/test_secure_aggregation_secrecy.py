@@ -15,7 +15,7 @@ from masked_round import exchange, plain_words, updates, weights
 from numpy.typing import NDArray
 from scipy import stats
 
-from baselines import bonawitz, transcript
+from baselines import bonawitz, shamir, transcript
 from baselines.bonawitz import Refusal, Site, Vote
 from baselines.fixed_point import FixedPoint, Layout
 from baselines.masking import add_masks, derive, sign
@@ -295,6 +295,35 @@ def test_a_cohort_shown_differently_to_two_sites_does_not_get_to_masks() -> None
     boxes = [box for site in sites for box in site.share(adverts if site.index else adverts[:5])]
     with pytest.raises(Refusal, match="different broadcasts, cohorts or rounds"):
         sites[1].mask(words_of(fixed, layout, 6)(1), [box for box in boxes if box.recipient == 1])
+
+
+@pytest.mark.parametrize("lie", [lambda share: share + 1, lambda share: share ^ (1 << 200), lambda share: 0])
+@pytest.mark.parametrize(("liar", "owner"), [(0, 0), (1, 3)])
+def test_one_false_share_of_a_survivors_seed_voids_the_round(lie: Callable[[int], int], liar: int, owner: int) -> None:
+    seen = MaskedSum(64.0).session(updates(5), weights(5), exchange(5))[1]
+    false = dataclasses.replace(seen.reveals[liar], seeds={**seen.reveals[liar].seeds, owner: lie(seen.reveals[liar].seeds[owner])})
+    reveals = [false if reveal.site == liar else reveal for reveal in seen.reveals]
+    with pytest.raises(bonawitz.Aborted, match=f"the round is void: the shares of site {owner}'s seed .* at least one is false"):
+        transcript.total(dataclasses.replace(seen, reveals=tuple(reveals)))
+
+
+def test_a_commitment_is_bound_to_its_site_and_session_and_signed() -> None:
+    """It tells nothing of the mask: the hash of another value expanded from the seed, under a purpose of its own."""
+    seen = MaskedSum(64.0).session(updates(5), weights(5), exchange(5))[1]
+    again = MaskedSum(64.0).session(updates(5), weights(5), exchange(5, index=1))[1]
+    commitments = [advert.commitment for advert in (*seen.adverts, *again.adverts)]
+    assert len(set(commitments)) == 10
+    session = bonawitz.cohort_hash(seen.agreed, seen.adverts)
+    seed = shamir.join({reveal.site + 1: reveal.seeds[2] for reveal in seen.reveals})
+    assert bonawitz.committed(seed, seen.agreed, 2) == seen.adverts[2].commitment
+    assert derive(seed, session, "self mask", 2) != seen.adverts[2].commitment
+    sites, _, _ = seats(5, [1.0] * 5)
+    for site in sites:
+        site.directory = {other.index: other.identity for other in sites}
+    adverts = [site.advertise() for site in sites]
+    adverts[3] = dataclasses.replace(adverts[3], commitment=adverts[4].commitment)
+    with pytest.raises(Refusal, match="keys of site 3"):
+        sites[0].share(adverts)
 
 
 def test_false_shares_of_a_vanished_site_void_the_round() -> None:
