@@ -22,6 +22,7 @@ _HALF = 2**31
 _BLOCK = 65_536  # doubles: 512 KiB of scratch stay in the second-level cache
 # Adding 1.5 * 2^52 to a double below 2^51 rounds it to an integer, which then stands in the low bits as two's complement.
 _ROUNDER = 1.5 * 2.0**52
+_NUMPY = (torch.float64, torch.float32, torch.float16)
 
 
 def scale(sites: int, bound: float) -> float:
@@ -41,6 +42,14 @@ def quantise(values: NDArray[np.floating] | NDArray[np.integer], factor: float, 
         product += _ROUNDER
         out[start : start + len(block)] = product.view(np.uint64)  # keeps the low 32 bits
     return True
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.floating] | NDArray[np.integer]:
+    """A flat array of the same numbers; types that numpy lacks (bfloat16) fit into float32 exactly."""
+    if tensor.is_complex():
+        raise RequestError("secure aggregation cannot carry complex values; send the real and the imaginary part as two tensors")
+    flat = tensor.detach().cpu().reshape(-1)
+    return (flat.float() if flat.is_floating_point() and flat.dtype not in _NUMPY else flat).numpy()
 
 
 def signed(words: Words) -> NDArray[np.float64]:
@@ -98,7 +107,7 @@ class FixedPoint:
         words: Words = np.empty(layout.length, dtype=np.uint32)
         step, start = scale(self.sites, self.bound), 0
         for name, tensor in update.items():
-            flat = tensor.detach().cpu().contiguous().numpy().reshape(-1)
+            flat = _array(tensor)
             if not flat.size:
                 continue
             if not quantise(flat, weight / self.heaviest * step, self.bound * step, words[start : start + flat.size]):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -76,5 +77,5 @@ def fingerprint(params: Params) -> bytes:
     for name in sorted(params):
         tensor = params[name].detach().cpu().contiguous()
         whole.update(f"{len(name)}|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        whole.update(tensor.numpy().reshape(-1).view(np.uint8).data)
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return whole.digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 
@@ -137,6 +138,22 @@ def test_the_bound_itself_fits_at_every_site() -> None:
     sent = [{"w": torch.full((4,), 64.0)} for _ in range(5)]
     assert torch.equal(MaskedSum(64.0).run(sent, [1.0] * 5, exchange(5)).combined["w"], sent[0]["w"])
     assert torch.equal(MaskedSum(64.0).run([{"w": -u["w"]} for u in sent], [1.0] * 5, exchange(5)).combined["w"], -sent[0]["w"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_every_type_of_numbers_adds_up_exactly(dtype: torch.dtype) -> None:
+    """bfloat16 is a type that numpy lacks: its values are those of float32, bit for bit."""
+    sent = [{name: tensor.to(dtype) for name, tensor in one.items() if name != "batches"} for one in updates(5)]
+    given = exchange(5)
+    given = dataclasses.replace(given, broadcast={name: tensor.to(dtype) for name, tensor in given.broadcast.items()})
+    delivery, transcript = MaskedSum(64.0).session(sent, weights(5), given)
+    np.testing.assert_array_equal(total(transcript).view(np.int32).astype(np.int64), plain_sum(sent, weights(5), range(5)))
+    assert {value.dtype for value in delivery.combined.values()} == {dtype}
+
+
+def test_complex_updates_are_refused_in_one_sentence() -> None:
+    with pytest.raises(RequestError, match="cannot carry complex values"):
+        MaskedSum(64.0).run([{"w": torch.ones(3, dtype=torch.complex64)}] * 3, [1.0] * 3, exchange(3))
 
 
 @pytest.mark.parametrize(
