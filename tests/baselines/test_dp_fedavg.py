@@ -20,6 +20,14 @@ FEDERATION = Federation(rounds=20)
 SHAPE = Shape(site_sizes=(241, 200, 300, 70, 70), features=50, classes=4)
 
 
+@pytest.mark.parametrize("defense", [DPFedAvg, Corrected])
+def test_the_card_names_the_generator_and_who_can_take_noise_off(defense: type[DPFedAvg]) -> None:
+    assert defense.card is not None
+    said = defense.card.does_not_protect
+    assert "statistical generator" in said
+    assert "beyond the stated colluders" in said
+
+
 def update(scale: float = 1.0) -> dict[str, torch.Tensor]:
     rng = torch.Generator().manual_seed(2)
     return {"weight": scale * torch.randn(300, 400, generator=rng), "bias": scale * torch.randn(300, generator=rng)}
