@@ -20,6 +20,7 @@ from suites import accounting, loss_distribution
 from suites.contracts import Claim, Defense, Federation, Shape
 from suites.federation import Trained
 from suites.receipt_faults import CHANCE, deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, planned
+from suites.receipt_wire import of_wire, summed
 from suites.stack import Stack
 from suites.witness import Moments, Site, Witness
 
@@ -88,6 +89,7 @@ def receipt(
         measured, low, high = worst  # else the run's: the least of many rounds is low by chance
     reasons = [
         *of_settings(layer, stack, federation, trained, claim, max((site.units for site in found), default=1)),
+        *of_wire(witness, trained, layer, stack, claim),
         *(said for i, site in enumerate(found) for said in _counted(i, site, claim)),
         *of_clipping(layer, sites, trained.module),
         *(said for i, site in enumerate(sites) for said in of_sampling(i, site, layer, federation, claim)),
@@ -181,7 +183,7 @@ def _of_sums(layer: Defense, stack: Stack, place: int, claim: Claim) -> Iterator
     """A sum of noised messages is not noised any more where a later layer changed each of them."""
     later = stack.layers[place + 1 :]
     changing = [each for each in later if (type(each).encode, type(each).encode_kept) != (Defense.encode, Defense.encode_kept)]
-    if claim.shares > 1 and layer.needs_channel and changing:
+    if claim.shares > 1 and summed(layer, claim) and changing:
         yield f"the claim is about a sum of messages, and {type(changing[0]).__name__} changed each of them after its noise was added"
 
 

@@ -53,15 +53,8 @@ def lacking(site: Site, wanted: float) -> str | None:
 def of_settings(layer: Defense, stack: Stack, federation: Federation, trained: Trained, claim: Claim, units: int) -> Iterator[str]:
     if federation.selection != "last" or trained.validation or federation.flaws & {"test_set_choice", "pooled_client"}:
         yield "the round was chosen on records, and that choice was released without noise"
-    told = sorted({m.kind for r in trained.rounds for m in r.messages} & {"count", "statistic"})
-    if told:
-        yield f"a {told[0]} crossed the wire in the clear, which ε does not cover"
     if layer.bound is not None and not stack.equal_weights:
         yield "sites enter the mean with unequal weights, so that one site's influence is not what the noise is sized for"
-    if claim.unit == "site" and any(m.records is not None for r in trained.rounds for m in r.messages):
-        yield "a site's number of records crossed the wire in the clear, and the site is the unit"
-    if layer.needs_channel and stack.channel is None:
-        yield "the claim is about a sum, and single messages crossed the wire"
     if layer.bound is None and layer.clip is None:
         yield "the layer that claims ε says neither what it clips nor to what bound, so its noise cannot be measured"
     if (claim.delta or 1.0) * units >= 1:

@@ -14,7 +14,7 @@ from suites.contracts import Delivery, Exchange, Message, Own, Params
 from suites.lanes import Lane
 from suites.randomness import digest, keys, stream
 from suites.stack import Stack
-from suites.witness import Witness
+from suites.witness import Witness, crossing
 
 if TYPE_CHECKING:
     from suites.federation import Assignment
@@ -101,6 +101,7 @@ class Wire:
             exchange = Exchange(index, context, model, streams, lost)
             sent = self.stack.channel.run(updates, weights, exchange)  # which numbers its sites from 0
             messages = tuple(replace(m, site=participants[m.site]) for m in sent.messages)
+            self._witnessed(r, messages, sent.combined)
             own = self._own(participants, updates, weights, sent.survivors) if record else None
             return Delivery(messages, sent.combined, tuple(participants[site] for site in sent.survivors), own)
         total = sum(weights)
@@ -108,7 +109,14 @@ class Wire:
             name: torch.stack([u[name] * (w / total) for u, w in zip(updates, weights)]).sum(0) if value.is_floating_point() else value
             for name, value in updates[0].items()
         }
-        return Delivery(self._plain(r, participants, updates), combined, tuple(participants))
+        plain = self._plain(r, participants, updates)
+        self._witnessed(r, plain, combined)
+        return Delivery(plain, combined, tuple(participants))
+
+    def _witnessed(self, r: int, messages: Sequence[Message], combined: Params) -> None:
+        """Recorded or not: what crosses the wire in a round that nobody keeps has crossed it."""
+        if self.witness is not None and r == 0:
+            self.witness.crossed |= crossing(messages, combined)
 
     def _own(
         self, participants: Sequence[int], updates: Sequence[Params], weights: Sequence[float], survivors: Sequence[int]

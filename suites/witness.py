@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from suites.contracts import Params
+from suites.contracts import Message, Params
 
 SAMPLED = 256  # coordinates of a draw that are kept, to see its shape and whether it repeats
 ROWS = 64  # draws a site of which so many are kept
@@ -48,12 +48,33 @@ class Site:
     unclipped: set[str] = field(default_factory=set)  # tensors that were sent changed and are no part of what is clipped
 
 
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """One tensor that crossed the wire, its message's kind ("sum" for what the server combined), and whether a record count came along."""
+
+    kind: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    counted: bool = False
+
+
+def crossing(messages: Sequence[Message], combined: Params) -> set[Crossed]:
+    """What these messages and their sum were, without what they held."""
+    found = {Crossed("sum", name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in combined.items()}
+    for one in messages:
+        told: Params = one.payload or {"": torch.empty(0)}  # a message that holds nothing still says its kind
+        found |= {Crossed(one.kind, name, tuple(t.shape), str(t.dtype), one.records is not None) for name, t in told.items()}
+    return found
+
+
 class Witness:
     """Notes by site, and by the place of the layer in the stack. A site is known by the stream from which its noise is drawn."""
 
     def __init__(self) -> None:
         self.sites: dict[int, Site] = {}  # what was clipped and noised step by step
         self.encoded: dict[int, dict[int, Site]] = {}  # layer -> what it clipped and noised message by message
+        self.crossed: set[Crossed] = set()  # in any round, recorded or not
         self.seconds = 0.0  # spent on clipping single units, which no training would
 
     def of(self, layer: int | None) -> list[Site]:
