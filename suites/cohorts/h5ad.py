@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from suites.cohorts import frame
+from suites.cohorts import compressed, frame
 from suites.errors import RequestError, did_you_mean
 
 _TABLES = {".csv", ".tsv", ".txt", ".tab"}
@@ -49,7 +49,7 @@ def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
             raise RequestError(f"{where} is HDF5 but not an .h5ad: it has no obs and var tables; write it with anndata's write_h5ad")
         try:
             yield file
-        except OSError as error:  # a damaged chunk, or a compression filter that is not installed
+        except (OSError, RuntimeError) as error:  # a damaged chunk or object, or a compression filter that is not installed
             raise RequestError(f"{where} breaks off while it is read ({error}); write it again, with gzip or no compression") from error
 
 
@@ -83,12 +83,16 @@ def column(file: h5py.File, name: str) -> NDArray[np.object_]:
         listed = ", ".join(known) or "none"
         near = did_you_mean(name, known)
         raise RequestError(f"{file.filename} has no obs column '{name}'{near if 'mean' in near else ''}; its columns: {listed}")
-    held = file["obs"]
+    held, what = file["obs"], f"obs column '{name}'"
     if not isinstance(held, h5py.Dataset):
-        return _text(_read(held[name], f"obs column '{name}'"))
+        found = _text(_read(held[name], what))
+        names = held.get(_index(held))
+        if isinstance(names, h5py.Dataset) and len(names) != len(found):
+            raise _damaged(file, what, f"it has {len(found)} entries for {len(names)} records")
+        return found
     values = held[name]  # anndata before 0.7: one compound table, categories aside in uns
     categories = file.get(f"uns/{name}_categories")
-    return _text(values if categories is None else _decode(np.asarray(values), _text(categories[()])))
+    return _text(values if categories is None else _decode(file, np.asarray(values), _text(categories[()]), what))
 
 
 def _index(held: h5py.Dataset | h5py.Group) -> str:
@@ -103,12 +107,14 @@ def _read(held: h5py.Dataset | h5py.Group, what: str) -> NDArray[Any]:
     if isinstance(held, h5py.Dataset):
         values: NDArray[Any] = held[()]
         categories = held.attrs.get("categories")  # anndata 0.7: codes that point to a list
-        return values if categories is None else _decode(values, _text(held.file[categories][()]))
+        return values if categories is None else _decode(held.file, values, _text(held.file[categories][()]), what)
     if "codes" in held and "categories" in held:
-        return _decode(held["codes"][()], _text(_read(held["categories"], what)))
+        return _decode(held.file, held["codes"][()], _text(_read(held["categories"], what)), what)
     if "values" in held and "mask" in held:
-        values = _text(held["values"][()])
-        values[held["mask"][()].astype(bool)] = None
+        values, gaps = _text(held["values"][()]), held["mask"][()].astype(bool)
+        if gaps.shape != values.shape:
+            raise _damaged(held.file, what, f"it has {len(values)} values but says of {gaps.size} whether they are missing")
+        values[gaps] = None
         return values
     kind = held.attrs.get("encoding-type", "unknown")
     raise RequestError(
@@ -116,9 +122,18 @@ def _read(held: h5py.Dataset | h5py.Group, what: str) -> NDArray[Any]:
     )
 
 
-def _decode(codes: NDArray[Any], categories: NDArray[np.object_]) -> NDArray[np.object_]:
+def _decode(file: h5py.File, codes: NDArray[Any], categories: NDArray[np.object_], what: str) -> NDArray[np.object_]:
     """Codes, -1 for missing, to names."""
-    return np.append(categories, [None])[codes.astype(np.int64)]
+    if codes.dtype.kind not in "iub":
+        raise _damaged(file, what, f"its codes are of type {codes.dtype}")
+    places = codes.astype(np.int64)
+    if len(places) and not -1 <= places.min() <= places.max() < len(categories):
+        raise _damaged(file, what, f"it has codes from {places.min()} to {places.max()} for {len(categories)} categories")
+    return np.append(categories, [None])[places]
+
+
+def _damaged(file: h5py.File, what: str, why: str) -> RequestError:
+    return RequestError(f"{file.filename}: {what} is damaged: {why}, so that records would get wrong names; write or copy the file again")
 
 
 def _text(values: NDArray[Any]) -> NDArray[np.object_]:
@@ -143,19 +158,19 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
         held = file.get("raw.X")  # anndata before 0.7
     if frame.is_frame(held):
         return frame.values(held, rows)
-    if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
+    if held is None or (isinstance(held, h5py.Group) and not compressed.PARTS & set(held)):
         present = [key for key in ("X", "raw") if key in file or f"{key}.X" in file]
         present += [f"{part}/{name}" for part in ("layers", "obsm") if isinstance(file.get(part), h5py.Group) for name in file[part]]
         raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else '; write one into X'}")
     out = np.empty((int(rows.sum()), features), dtype=np.float32)
-    shape = tuple(held.shape if isinstance(held, h5py.Dataset) else held.attrs.get("shape", held.attrs.get("h5sparse_shape")))
+    shape = compressed.shape(held, where)
     if shape != (len(rows), features):
         stored, told = " x ".join(map(str, shape)), f"{len(rows)} x {features}"
         raise RequestError(f"{file.filename}: matrix '{where}' is {stored} but obs and var say {told}; write the file again with anndata")
     if isinstance(held, h5py.Dataset):
         _dense(held, rows, out)
     else:
-        _sparse(held, rows, out)
+        _sparse(compressed.opened(held, where), rows, out)
     return out
 
 
@@ -178,20 +193,18 @@ def sparse_matrix(file: h5py.File, where: str, rows: NDArray[np.bool_]) -> Any:
     held = file.get(where)
     if frame.is_frame(held):
         return sparse.csr_matrix(frame.values(held, rows))
-    if held is None or (isinstance(held, h5py.Group) and "indptr" not in held):
+    if held is None or (isinstance(held, h5py.Group) and not compressed.PARTS & set(held)):
         present = [f"obsm/{name}" for name in file.get("obsm", ())]
         raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else ''}")
-    shape = tuple(held.shape if isinstance(held, h5py.Dataset) else held.attrs.get("shape", held.attrs.get("h5sparse_shape")))
+    shape = compressed.shape(held, where)
     if len(shape) != 2 or shape[0] != len(rows):
         raise RequestError(f"{file.filename}: matrix '{where}' is no table of {len(rows)} records; write the file again with anndata")
     if isinstance(held, h5py.Dataset):
         step = max(1, _BLOCK // max(1, held.shape[1] * held.dtype.itemsize))
         blocks = [sparse.csr_matrix(held[i : i + step][rows[i : i + step]], dtype=np.float32) for i in range(0, len(rows), step)]
         return sparse.vstack(blocks, format="csr")
-    kind = held.attrs.get("encoding-type", held.attrs.get("h5sparse_format"))
-    by_column = str(kind.decode() if isinstance(kind, bytes) else kind).startswith("csc")
-    stored = (held["data"][()].astype(np.float32), held["indices"][()], held["indptr"][()])
-    return (sparse.csc_matrix(stored, shape=shape) if by_column else sparse.csr_matrix(stored, shape=shape)).tocsr()[rows]
+    found = compressed.opened(held, where)
+    return found.lines(0, len(found.pointers) - 1).tocsr()[rows]
 
 
 def _dense(held: h5py.Dataset, rows: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
@@ -209,29 +222,17 @@ def _dense(held: h5py.Dataset, rows: NDArray[np.bool_], out: NDArray[np.float32]
         done += len(kept)
 
 
-def _sparse(held: h5py.Group, rows: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
-    from scipy import sparse
-
-    kind = held.attrs.get("encoding-type", held.attrs.get("h5sparse_format"))
-    by_column = str(kind.decode() if isinstance(kind, bytes) else kind).startswith("csc")
-    pointers: NDArray[Any] = held["indptr"][()]
-    data, indices = held["data"], held["indices"]
-    lines = len(pointers) - 1
-    across = len(rows) if by_column else out.shape[1]
+def _sparse(held: compressed.Compressed, rows: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
     done = 0
-    for start, stop in _spans(pointers, across):
-        low, high = int(pointers[start]), int(pointers[stop])
-        values = data[low:high].astype(np.float32)
-        parts = (values, indices[low:high], pointers[start : stop + 1] - low)
-        if by_column:
-            out[:, start:stop] = sparse.csc_matrix(parts, shape=(across, stop - start)).toarray()[rows]
+    for start, stop in _spans(held.pointers, held.across):
+        block = held.lines(start, stop)
+        if held.by_column:
+            out[:, start:stop] = block.toarray()[rows]
             continue
         chosen = rows[start:stop]
-        block = sparse.csr_matrix(parts, shape=(stop - start, across))
         kept = block if chosen.all() else block[chosen]
         kept.toarray(out=out[done : done + kept.shape[0]])
         done += kept.shape[0]
-    assert by_column or done == len(out) or not lines
 
 
 def _spans(pointers: Sequence[int] | NDArray[Any], across: int) -> Iterator[tuple[int, int]]:
