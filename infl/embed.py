@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infl.additive import Additive, AdditiveLinear, add
-from infl.graft import bare, exchange
+from infl.graft import bare, exchange, refuse_compiled
 from infl.hardened import KEY_BYTES, Hardened
 from infl.key import Key, secret_of
 from infl.keyed import forget_encoder, key_layers
@@ -60,6 +60,7 @@ def embed(
     RequestError
         If the model is keyed already or has no layer for it, or the key, the variant or a setting is none of the above.
     """
+    refuse_compiled(model)
     if any(isinstance(layer, KeyedLinear | AdditiveLinear | MixedInput) for layer in model.modules()):
         raise RequestError("this model already has keyed layers, and a second key on top would hide the first: strip() it before embed()")
     defense = _defense(variant, settings)
@@ -84,7 +85,8 @@ def strip(model: nn.Module) -> nn.Module:
 
     An additive model's bias can be kept instead: ``infl.additive.fold``.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model._modules.get("_orig_mod") or model)  # what torch.compile was given
+    exchange(model, {id(part): inside for part in model.modules() if (inside := part._modules.get("_orig_mod")) is not None})
     exchange(model, {id(layer): layer.plain() for layer in model.modules() if isinstance(layer, KeyedLinear | AdditiveLinear)})
     forget_encoder(model)
     unmix(model)

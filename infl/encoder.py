@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from infl.graft import Withheld
+from infl.graft import Withheld, refuse_recording
 
 KEY_WIDTH = 16
 
@@ -67,6 +67,7 @@ class Encoder(Withheld):
         """k [16], or None on the path without a key."""
         if not self.enabled:
             return None
+        refuse_recording()
         return self._encode() if self._memo is None else self._memo
 
     def _encode(self) -> Tensor:

@@ -6,7 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
+import torch
 from torch import Tensor, nn
+
+from suites.contracts import RequestError
 
 
 class Withheld(nn.Module):
@@ -15,11 +18,30 @@ class Withheld(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Withheld:
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        state = self.__getstate__()  # type: ignore[no-untyped-call]  # without what was compiled of this one
+        twin.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
         return twin
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a keyed model is never pickled: save its state_dict, and embed() the key again where it is needed")
+
+
+def refuse_recording() -> None:
+    """Called by what holds a secret: a trace or an export would write it, as a constant, into a file that anybody opens."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_exporting():
+        raise RequestError(
+            "a trace or an export of a keyed model would have the key in it: strip() the model first, or share its state_dict"
+        )
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """What was compiled runs as it was compiled, whatever is put into it later."""
+    for part in model.modules():
+        if isinstance(part, torch.jit.ScriptModule) or "_orig_mod" in part._modules or part._compiled_call_impl is not None:
+            raise RequestError(
+                "a part of this model was compiled or scripted and would run on as it was: give the plain model, and compile after embed()"
+            )
 
 
 class Based(Protocol):

@@ -77,9 +77,10 @@ def key_layers(
 
 
 def forget_encoder(model: nn.Module) -> None:
-    """Take the shared encoder and its hooks from the root of a model."""
-    model.__dict__.pop("_key_encoder", None)
-    drop_hooks(model, _remember, _forget)
+    """Take the shared encoder and its hooks from a model and from each part that was a keyed model of its own."""
+    for part in model.modules():
+        part.__dict__.pop("_key_encoder", None)
+        drop_hooks(part, _remember, _forget)
 
 
 def encoders(model: nn.Module) -> list[Encoder]:
