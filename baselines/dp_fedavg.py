@@ -46,8 +46,8 @@ class DPFedAvg(Defense):
         outsider="the released model, as noised as the sum",
         does_not_protect="utility: with few sites the noise is as large as the updates; one record or person needs no more noise than a "
         "whole site gets here, so dp_sgd is the cheaper way to protect records. The noise comes from a statistical generator, so a "
-        "deployment has to draw it from a cryptographic one. With shared=true nothing is promised beyond the stated colluders, each of whom "
-        "can take its own share off the sum, nor where a site leaves its share out",
+        "deployment has to draw it from a cryptographic one. With shared=true nothing is promised beyond the stated colluders, each of "
+        "whom can take its own share off the sum, nor where a site leaves its share out",
     )
 
     def __init__(
