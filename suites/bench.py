@@ -265,14 +265,16 @@ class Bench:
         return self.task.floor(y[torch.cat(self.prepared.sites)], y[self.prepared.test], self.prepared.pool.classes)
 
     def yardsticks(self, metrics: Mapping[str, float]) -> list[Measure]:
-        """Beside a centralised network the task's simple methods, which see the same training records; beside any its own untrained start.
+        """The task's simple methods on all training records, in the cells of the centralised and the open network; an untrained start.
 
-        The start only where it says something: of a network that is told no labels it may do as well as the trained one.
+        The report sets the other defenses beside the same methods (``reports.beside``). The start only where it says something: of a
+        network that is told no labels it may do as well as the trained one.
         """
         prepared, task = self.prepared, self.task
         classes = prepared.pool.classes
         beside: dict[str, dict[str, float]] = {}
-        if self.stack.topology == "centralized" and isinstance(task, yardsticks.Compared):
+        pooled = self.stack.topology == "centralized" or self.defense == yardsticks.OPEN
+        if pooled and isinstance(task, yardsticks.Compared):
             members, test = torch.cat(prepared.sites), prepared.records(prepared.test)
             train = Records(self.inputs[members], prepared.pool.y[members])
             beside |= {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}

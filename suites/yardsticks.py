@@ -16,6 +16,7 @@ from suites.contracts import Records
 from suites.scoring_measure import Measure
 
 ABOVE = ":above_"
+OPEN = "fedavg"  # in a run without a centralised network, the defense in whose cells they stand
 
 
 @runtime_checkable

@@ -97,6 +97,29 @@ def test_a_defense_that_gains_nothing_over_its_start_is_told(found_gains: list[f
     assert list(beside(table("fedavg", "untrained_network", found_gains))) == []  # there it is the metric that is judged
 
 
+def test_every_defense_is_set_beside_a_simple_method_that_ran_in_anothers_cells() -> None:
+    """PCA at .50, .52 and .54: the centralised network at .40 is behind, FedAvg between and behind, local training above, seed by seed."""
+    base = [0.50, 0.52, 0.54]
+    told = table("centralized", "pca", [0.40 - value for value in base])
+    run = told[told["role"] == "control"].assign(metric="ari:pca", value=base)
+    other = pd.concat([with_floor("fedavg", [0.49, 0.50, 0.53], [0.1] * 3), with_floor("local_only", [0.60, 0.62, 0.64], [0.1] * 3)])
+    both = pd.concat([told, run, other])
+    found = gains(both).set_index(["defense", "control"])
+    assert found.loc[("fedavg", "pca"), "gain"] == pytest.approx(-0.04 / 3)
+    assert found.loc[("local_only", "pca"), ["gain", "standing", "elsewhere"]].tolist() == [pytest.approx(0.1), "ahead", True]
+    assert found.loc[("centralized", "pca"), "elsewhere"] == False  # noqa: E712 - a numpy bool
+    assert [name for _, name in found.index].count("pca") == 3  # once a defense
+    said = " ".join(dict(verdict(both))["Utility"])
+    assert "whose interval lies above 0: Local only." in said
+    assert "Not shown to do better than pca, seed by seed: " in said
+    assert "FedAvg -0.013 [-0.028, +0.001] (behind on average)" in said
+    lower = both.assign(direction=both["direction"].where(both["role"] != "utility", "lower"))
+    assert gains(lower).set_index(["defense", "control"]).loc[("local_only", "pca"), "gain"] == pytest.approx(-0.1)
+    assert [flag for _, flag, _ in beside(both)] == ["simple_is_as_good:ari:pca"]  # of its own cell; the verdict says the rest
+    fewer = pd.concat([told[told["seed"] > 0], run[run["seed"] > 0], other])
+    assert gains(fewer).set_index(["defense", "control"]).loc[("fedavg", "pca"), "n"] == 2  # paired: no seed that the method did not run
+
+
 def test_other_metrics_than_the_headline_are_left_to_the_table() -> None:
     assert list(beside(table("centralized", "pca", [-0.3, -0.3, -0.31], metric="nmi"))) == []
 

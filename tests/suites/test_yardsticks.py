@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,8 +68,9 @@ def test_a_metric_that_is_undefined_on_one_side_has_no_difference() -> None:
     assert [m.metric for m in measures({"auc": nan, "f1": 1.0}, {"simple": {"auc": 0.5, "f1": nan, "other": 1.0}}, 10)] == ["auc:simple"]
 
 
-def test_only_the_centralised_network_has_yardsticks_and_they_see_its_training_records(tmp_path: Path) -> None:
-    bench = Bench(spec(), None)
+@pytest.mark.parametrize("defense", ["centralized", "fedavg"])
+def test_yardsticks_see_all_training_records_and_stand_once_beside_each_open_network(defense: str) -> None:
+    bench = Bench(spec(defense), None)
     prepared = bench.prepared
     found = {m.metric: m.value for m in bench.yardsticks({"accuracy": 1.0})}
     train = torch.cat(prepared.sites)
@@ -78,4 +78,4 @@ def test_only_the_centralised_network_has_yardsticks_and_they_see_its_training_r
     right = expected.score(prepared.pool.x[prepared.test].numpy(), prepared.pool.y[prepared.test].numpy())
     assert found["accuracy:logistic_regression"] == pytest.approx(right)
     assert found["accuracy:above_logistic_regression"] == pytest.approx(1.0 - right)
-    assert Bench(spec("fedavg"), None).yardsticks({"accuracy": 1.0}) == []
+    assert Bench(spec("local_only"), None).yardsticks({"accuracy": 1.0}) == []  # the report sets it beside those of the others
