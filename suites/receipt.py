@@ -19,7 +19,7 @@ from typing import Any
 from suites import accounting, loss_distribution
 from suites.contracts import Claim, Defense, Federation, Shape
 from suites.federation import Trained
-from suites.receipt_faults import CHANCE, deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, planned
+from suites.receipt_faults import CHANCE, deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, of_words, planned
 from suites.receipt_wire import of_wire, summed
 from suites.stack import Stack
 from suites.witness import Moments, Site, Witness
@@ -88,6 +88,7 @@ def receipt(
     if layer.bound is not None and (worst := _worst_round(sites, norm, claim.shares))[2] < min(high, claim.noise_multiplier or 0.0):
         measured, low, high = worst  # else the run's: the least of many rounds is low by chance
     reasons = [
+        *of_words(layer, stack, claim),
         *of_settings(layer, stack, federation, trained, claim, max((site.units for site in found), default=1)),
         *of_wire(witness, trained, layer, stack, claim),
         *(said for i, site in enumerate(found) for said in _counted(i, site, claim)),

@@ -14,9 +14,11 @@ from suites.contracts import Claim, Clip, Defense, Federation, Params
 from suites.federation import Trained
 from suites.lanes import wire
 from suites.randomness import stream
+from suites.receipt_wire import summed
 from suites.stack import Stack
 from suites.witness import Moments, Site
 
+EVERY_SITE = "every site in every round"  # a round that a site sits out is counted as if it did not
 CHANCE = 1e-6  # at which a sound training is refused, each test of a receipt
 _ALIKE = 0.6  # correlation of two draws of 256 numbers: independent ones stay below .35
 _SPIKES = (1e4, 1.5)  # times the bound: updates that clipping must not let through
@@ -48,6 +50,26 @@ def lacking(site: Site, wanted: float) -> str | None:
     level = 2 * CHANCE / max(1, len(site.noise))
     short = [name for name, own in site.noise.items() if interval(own, level)[1] < wanted]
     return min(short, key=lambda name: interval(site.noise[name], level)[1], default=None)
+
+
+def of_words(layer: Defense, stack: Stack, claim: Claim) -> Iterator[str]:
+    """Unit, neighbours and sampler are copied into the receipt, so each has to be the one that was clipped, accounted for and run.
+
+    A message in the clear says who sent it, so that only what a site put in can be exchanged; a sum may also gain or lose a site. Of units
+    drawn by Poisson sampling the accountants know the one that is there or not.
+    """
+    message = layer.bound is not None
+    unit = "site" if message else layer.clip.unit if layer.clip is not None else None
+    if unit is not None and claim.unit != unit:
+        yield f"the claim is about one {claim.unit}, and what was clipped is one {unit}"
+    relations = ("replace_one", *(("add_remove",) if summed(layer, claim) else ())) if message else ("add_remove",)
+    if claim.relation not in relations:
+        yield f"the claim's neighbours are '{claim.relation}', and what was accounted for is {' or '.join(relations)}"
+    sampler = EVERY_SITE if message else "poisson"
+    if claim.sampler != sampler:
+        yield f"the claim's sampler is '{claim.sampler}', and what was accounted for is '{sampler}'"
+    if not message and stack.clip is not None and stack.clip.sampling != "poisson":
+        yield f"batches were drawn by '{stack.clip.sampling}', and what was accounted for is 'poisson'"
 
 
 def of_settings(layer: Defense, stack: Stack, federation: Federation, trained: Trained, claim: Claim, units: int) -> Iterator[str]:
