@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from infl.hardened import Hardened
-from tests.infl import keyed_features
+from tests.infl import hardened_rotation, keyed_features
 from tests.infl.hardened_tables import OURS, PLAIN, interval
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -181,6 +181,7 @@ def made() -> dict[str, str]:
         "membership": membership_table(pd.read_csv(DOCS / "hardened_standard.csv")),
         "collusion": collusion_table(pd.read_csv(DOCS / "hardened_collusion.csv")),
         "checkpoints": checkpoints_table(pd.read_csv(DOCS / "hardened_checkpoints.csv")),
+        "rotation": hardened_rotation.table(pd.read_csv(DOCS / "hardened_rotation.csv")),
         "features": keyed_features.table(pd.read_csv(DOCS / "hardened_features.csv")),
     }
 
