@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from infl.embed import strip
+from infl.first_layer import units_reading
+from infl.hardened import Hardened
 from infl.key import Identity, Key, secret_of
 from infl.revocation import Revoked
 from suites.contracts import Defense, Federation, Params, RequestError, Shape
-from suites.tasks.networks import first_width
 
 PREFIX = "infl-bench."
 
@@ -78,7 +79,8 @@ class KeyedSite:
     Raises
     ------
     RequestError
-        If the key was revoked, or the defense refuses a site of this size.
+        If the key was revoked, or the defense refuses a site of this size; ``Hardened`` without a ``minimum`` of one's own also where it
+        cannot be told how many units read the records (``infl.first_layer``).
     """
 
     def __init__(
@@ -87,7 +89,15 @@ class KeyedSite:
         if revoked is not None:
             revoked.refuse(key)
         self.name, self.key = name, key
-        self._defense = defense.plan(Federation(sites=1), Shape((len(x),), x.shape[1], classes, width=first_width(net)))
+        width = 0
+        if isinstance(defense, Hardened) and defense.per_unit:
+            width = units_reading(net, x)
+            if not width:
+                raise RequestError(
+                    "infl:hardened asks twice as many records of a site as units read them, and this network's layers do not say how many "
+                    "do: give Hardened(minimum=...), 128 for 64 units and more in proportion"
+                )
+        self._defense = defense.plan(Federation(sites=1), Shape((len(x),), x.shape[1], classes, width=width))
         self._secret = secret_of(key, self._defense)
         self.model = self._defense.model(copy.deepcopy(net), self._secret)  # some defenses hand the same net back
         self.x = self.prepare(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,121 @@ def test_a_wider_first_layer_demands_more_records_of_a_site() -> None:
     KeyedSite("a", Key.new(), Hardened(minimum=64), wide, x[:64], classes=CLASSES)  # a minimum of one's own stands
     with pytest.raises(RequestError, match="fewer than 2048 records"):
         KeyedSite("a", Key.new(), Hardened(), nn.Sequential(nn.Linear(FEATURES, 1024), nn.Linear(1024, CLASSES)), x[:130], classes=CLASSES)
+
+
+class HeadFirst(nn.Module):
+    """Defines its layers in another order than it calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(512, CLASSES), nn.Linear(FEATURES, 512)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.body(x)))
+        return out
+
+
+class Beside(HeadFirst):
+    """The wider of two layers that read the same records counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow = nn.Linear(FEATURES, 512 // 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.narrow(x).repeat(1, 8) + self.body(x)))
+        return out
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(80, CLASSES), nn.LSTM(8, 80, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x.view(len(x), -1, 8))[0][:, -1])
+        return out
+
+
+class Uncalled(HeadFirst):
+    """Reads a weight without calling its layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(F.linear(x, self.body.weight, self.body.bias)))
+        return out
+
+
+class Failing(HeadFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("not in evaluation mode")
+
+
+class Own(nn.Module):
+    """A layer of its own kind, of which nobody knows which axis are units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(FEATURES, 512)), nn.Linear(512, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(x @ self.weight)
+        return out
+
+
+class Bottleneck(nn.Module):
+    """Records meet 64 units first, then 512."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.first, self.norm = nn.Linear(64, 512), nn.Linear(FEATURES, 64), nn.LayerNorm(FEATURES)
+        self.gate = nn.TransformerEncoderLayer(64, 2, 512, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.wide(self.gate(self.first(self.norm(x))[:, None])[:, 0])[:, :CLASSES]
+        return out
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 512, FEATURES), nn.Flatten(), nn.Linear(512, CLASSES))
+
+
+def attentive() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(FEATURES, 2, 16, batch_first=True)
+    return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), layer, nn.Flatten(), nn.Linear(FEATURES, CLASSES))
+
+
+def normalised() -> nn.Module:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, 512))
+    return nn.Sequential(nn.BatchNorm1d(FEATURES), layer, nn.ReLU(), nn.Linear(512, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("make", "units"),
+    [
+        (HeadFirst, 512), (Beside, 512), (Recurrent, 4 * 80), (Uncalled, 512), (Failing, 512), (Bottleneck, 64), (convolutional, 512),
+        (attentive, 3 * FEATURES), (normalised, 512), (Own, 0), (nn.Identity, 0),
+    ],
+)  # fmt: skip
+def test_the_layer_that_reads_the_records_sets_how_many_a_site_needs(make: Callable[[], nn.Module], units: int) -> None:
+    network = make()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    x = torch.randn(max(128, 2 * units), FEATURES)
+
+    def site(defense: Defense, x: Tensor) -> KeyedSite:
+        return KeyedSite("a", Key.new(), defense, network, x, classes=CLASSES)
+
+    if units == 0:
+        with pytest.raises(RequestError, match="minimum="):
+            site(Hardened(), x)
+    else:
+        site(Hardened(), x)
+        with pytest.raises(RequestError, match=f"fewer than {len(x)} records"):
+            site(Hardened(), x[1:])
+    site(Hardened(minimum=8), x)
+    assert network.training
+    assert not any(part._forward_hooks for part in network.modules())
+    assert all(weight.requires_grad for weight in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_the_weighted_mean() -> None:
