@@ -193,14 +193,14 @@ def data_convert(
     metadata: Annotated[Path | None, typer.Option(help="A second table of the same samples (procan, multiome).")] = None,
 ) -> None:
     """Files of the published evaluation's own cohorts, and of 10x's Multiome, in their published layouts to an .h5ad for --data."""
-    from suites.cohorts.published_files import convert
+    from suites.cohorts.published_files import GEARS, convert
+    from suites.cohorts.written import image, put, refuse_target
     from suites.store import writing
 
-    made = convert(kind, path, metadata)
+    refuse_target(out, path, path / GEARS, metadata)
+    made = convert(kind, path, metadata, _complain)
     with writing(out.parent):
-        temporary = out.with_name(f".{out.name}.part")
-        made.write_h5ad(temporary)
-        temporary.replace(out)
+        put(image(made), out)
     print(f"{out}: {made.n_obs} records x {made.n_vars} features, obs columns {', '.join(made.obs.columns)}")
 
 

@@ -7,8 +7,10 @@ samples, cells and patients become numbers. Whatever chooses features looks at n
 
 from __future__ import annotations
 
+import csv
+import gzip
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anndata
@@ -23,13 +25,18 @@ from suites.errors import RequestError, did_you_mean
 _ACCESSION = re.compile(r"^([OPQ]\d[A-Z\d]{3}\d|[A-NR-Z]\d(?:[A-Z][A-Z\d]{2}\d){1,2})(-\d+)?([;,].*)?$")
 _CANCER = ("cancer_type", "cancer_type_2")
 KNOCKED = {"SCR": "ctrl", "Sh-B": "YWHAB+ctrl", "Sh-E": "YWHAE+ctrl", "Sh-H": "YWHAH+ctrl"}
+GEARS = "perturb_processed.h5ad"
 GENES = 5000  # as the published evaluation keeps of the HUVEC set
+Say = Callable[[str], None]
 
 
-def convert(kind: str, path: Path, metadata: Path | None = None) -> anndata.AnnData:
-    """The AnnData of a published cohort's files; ``RequestError`` in one sentence where they have another layout."""
+def convert(kind: str, path: Path, metadata: Path | None = None, say: Say = lambda line: None) -> anndata.AnnData:
+    """The AnnData of a published cohort's files; ``RequestError`` in one sentence where they have another layout.
+
+    ``say`` is told what a file leaves open.
+    """
     readers: dict[str, Callable[[], anndata.AnnData]] = {
-        "procan": lambda: procan(path, metadata),
+        "procan": lambda: procan(path, metadata, say),
         "gears": lambda: gears(path),
         "huvec": lambda: huvec(path),
         "multiome": lambda: multiome(path, metadata),
@@ -49,14 +56,14 @@ def convert(kind: str, path: Path, metadata: Path | None = None) -> anndata.AnnD
         ) from error
 
 
-def procan(path: Path, metadata: Path | None = None) -> anndata.AnnData:
+def procan(path: Path, metadata: Path | None = None, say: Say = lambda line: None) -> anndata.AnnData:
     """The ProCan compendium: samples in rows, named in the first column; UniProt accessions name proteins, other columns are metadata.
 
     Log2 intensities; a gap stays a gap (the published runs put 0 there). ``obs``: ``cancer_type`` (published classes: the cancer type of
     malignant samples, "Normal" for normal tissue), and ``cohort`` and ``patient`` where the metadata tells. ``metadata`` is a second table
     with the same first column, where the matrix has none.
     """
-    table = _table(path)
+    table = _table(path, say)
     proteins = [name for name in table.columns if _ACCESSION.match(str(name))]
     if len(proteins) < 2:
         raise RequestError(
@@ -64,7 +71,7 @@ def procan(path: Path, metadata: Path | None = None) -> anndata.AnnData:
         )
     about = table.drop(columns=proteins)
     if metadata is not None:
-        other = _table(metadata)
+        other = _table(metadata, say)
         missing = int((~table.index.isin(other.index)).sum())
         if missing:
             raise RequestError(
@@ -80,6 +87,10 @@ def procan(path: Path, metadata: Path | None = None) -> anndata.AnnData:
     cancer = about[label].astype(object).where(about[label].notna(), None)
     if "sample_tissue_descriptor" in about:
         cancer[about["sample_tissue_descriptor"] == "Normal"] = "Normal"
+    if cancer.isna().all():
+        raise RequestError(
+            f"{path}: no sample has a '{label}', so there is nothing to tell apart; give the table that says it (--metadata)"
+        )
     obs = pd.DataFrame({"cancer_type": cancer.to_numpy()})
     for name, column in (("cohort", "prep_cohort"), ("patient", "subject_collaborator_patient_id")):
         if column in about:
@@ -90,11 +101,12 @@ def procan(path: Path, metadata: Path | None = None) -> anndata.AnnData:
     return anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=pd.Index(proteins)))
 
 
-def _table(path: Path) -> pd.DataFrame:
+def _table(path: Path, say: Say) -> pd.DataFrame:
     """A comma- or tab-separated table with names of samples in its first column, each once."""
     if not path.is_file():
         raise RequestError(f"there is no file {path}; check the path")
     separator = "\t" if path.name.removesuffix(".gz").endswith((".tsv", ".txt")) else ","
+    _whole(path, separator, say)
     table = pd.read_csv(path, sep=separator, index_col=0, low_memory=False)
     if table.index.has_duplicates:
         again = int(table.index.duplicated().sum())
@@ -104,12 +116,41 @@ def _table(path: Path) -> pd.DataFrame:
     return table
 
 
+def _whole(path: Path, separator: str, say: Say) -> None:
+    """RequestError where a row has fewer fields than the header, as where a download broke off; short rows would be read as gaps.
+
+    A file that broke off within its last field has all of them, and so has a whole one without a last line break: that is said.
+    """
+    last = "\n"
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8", errors="replace", newline="") as file:
+            for line in file:
+                last = line
+                yield line
+
+    wide = 0
+    for number, row in enumerate(csv.reader(lines(), delimiter=separator), 1):
+        wide = wide or len(row)
+        if row and len(row) < wide:
+            raise RequestError(
+                f"{path}: row {number} has {len(row)} fields where the header has {wide}, so the file is cut short or damaged there; copy "
+                "or download it again"
+            )
+    if not last.endswith("\n"):
+        say(
+            f"{path} ends without a line break: if it was cut short there, its very last value is wrong; compare its size with the source's"
+        )
+
+
 def gears(path: Path) -> anndata.AnnData:
     """``perturb_processed.h5ad`` as GEARS gives out Norman 2019 and Adamson 2016 (or the folder that holds it): log-normalised cells.
 
     ``obs`` keeps ``condition`` ("ctrl", "KLF1+ctrl", "CEBPA+KLF1") and ``cell_type``; genes are named by ``var["gene_name"]``.
     """
-    file = path / "perturb_processed.h5ad" if path.is_dir() else path
+    file = path / GEARS if path.is_dir() else path
     if not file.is_file():
         raise RequestError(f"there is no file {file}; give GEARS' perturb_processed.h5ad or the folder that holds it")
     held = anndata.read_h5ad(file)

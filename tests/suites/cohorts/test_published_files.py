@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 from pathlib import Path
 
 import anndata
@@ -186,3 +188,85 @@ def test_the_command_writes_whole_or_not_at_all(tmp_path: Path) -> None:
     assert cohort.classes == ("Breast_carcinoma", "Normal")
     complains(infl_bench("data", "convert", "procann", path, "--out", tmp_path / "no.h5ad"), "did you mean 'procan'")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made.h5ad", "matrix.csv"]
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(("kept", "row"), [("LIMS-3,E0006-P02,Malignant,Bert,Leio", 4), ("LIMS-1,E0008-P01,Malig", 2)])
+def test_a_table_that_breaks_off_within_a_row(tmp_path: Path, kept: str, row: int, zipped: bool) -> None:
+    path, out = tmp_path / ("matrix.csv.gz" if zipped else "matrix.csv"), tmp_path / "made.h5ad"
+    body = PROCAN[: PROCAN.index(kept) + len(kept)].encode()
+    path.write_bytes(gzip.compress(body) if zipped else body)
+    said = refused("procan", path)
+    assert f"row {row} has {kept.count(',') + 1} fields where the header has 9" in said
+    if not zipped:
+        complains(infl_bench("data", "convert", "procan", path, "--out", out), "is cut short or damaged")
+        assert listed(tmp_path) == ["matrix.csv"]
+
+
+def test_a_table_without_a_last_line_break_is_read_and_that_is_said(tmp_path: Path) -> None:
+    path, said = tmp_path / "matrix.csv", list[str]()
+    for body in (PROCAN, PROCAN + "\n"):
+        path.write_text(body)
+        assert convert("procan", path, say=said.append).n_obs == 4
+    assert said == []
+    path.write_text(PROCAN.rstrip("\n"))
+    assert convert("procan", path, say=said.append).X[3, 3] == 4
+    assert len(said) == 1
+    assert "its very last value" in said[0]
+    path.write_text(PROCAN.replace("Bert", '"Bert, the\nsecond"'))  # a line break within quotes ends no row
+    assert convert("procan", path).n_obs == 4
+
+
+def test_samples_of_which_none_has_a_cancer(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.csv"
+    path.write_text(PROCAN.replace("Breast_carcinoma", "").replace("Leiomyosarcoma", "").replace("Liposarcoma", "").replace("Normal", ""))
+    assert "no sample has a 'cancer_type'" in refused("procan", path)
+
+
+def test_the_target_is_a_file_of_its_own(tmp_path: Path) -> None:
+    path, folder = tmp_path / "matrix.csv", tmp_path / "folder"
+    path.write_text(PROCAN)
+    folder.mkdir()
+    (tmp_path / "link.h5ad").symlink_to(path)
+    for out, said in ((folder, "is a folder"), (path, "is the file that is read"), (tmp_path / "link.h5ad", "is the file that is read")):
+        complains(infl_bench("data", "convert", "procan", path, "--out", out), said)
+    complains(infl_bench("data", "convert", "procan", path, "--out", tmp_path / "no" / "made.h5ad"), "is not there; make")
+    assert path.read_text() == PROCAN
+    assert listed(tmp_path) == ["folder", "link.h5ad", "matrix.csv"]
+    assert listed(folder) == []
+    processed(folder)
+    before = (folder / "perturb_processed.h5ad").read_bytes()
+    complains(infl_bench("data", "convert", "gears", folder, "--out", folder / "perturb_processed.h5ad"), "is the file that is read")
+    assert (folder / "perturb_processed.h5ad").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: HDF5 that writes into one may end the process."""
+    path, out = tmp_path / "matrix.csv", tmp_path / "made.h5ad"
+    path.write_text(PROCAN)
+    said = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'ulimit -f 4; exec "$@"',
+            "bash",
+            sys.executable,
+            "-m",
+            "suites.cli",
+            "data",
+            "convert",
+            "procan",
+            path,
+            "--out",
+            out,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    complains(said, "cannot be written")
+    assert listed(tmp_path) == ["matrix.csv"]
