@@ -134,7 +134,8 @@ def test_without_downloads_every_cohort_is_installed_or_generated() -> None:
     spec = load("standard")[0]
     assert any(card(str(part.data.name)).download for part in spec.parts)
     stood = parts.embedded(spec)
-    assert [part.data.name for part in stood.parts] == ["pbmc68k", "synthetic_perturbation", "synthetic_tissue", "synthetic_paired"]
+    stand_ins = ["pbmc68k", "synthetic", "synthetic_perturbation", "synthetic_tissue", "synthetic_paired"]
+    assert [part.data.name for part in stood.parts] == stand_ins
     assert [part.task for part in stood.parts] == [part.task for part in spec.parts]
     assert not any(card(str(part.data.name)).download for part in stood.parts)
     with pytest.raises(RequestError, match="give one of them"):
@@ -151,7 +152,13 @@ def test_every_download_has_a_stand_in() -> None:
 
 def test_standard_holds_what_it_promises() -> None:
     spec = load("standard")[0]
-    assert [part.task.partition(":")[0] for part in spec.parts] == ["classification", "perturbation", "spatial_domains", "integration"]
+    tasks = [part.task.partition(":")[0] for part in spec.parts]
+    assert tasks == ["classification", "classification", "perturbation", "spatial_domains", "integration"]
+    assert [part.data.name for part in spec.parts][:2] == ["pbmc68k", "cptac"]  # cells, and proteomes as the suite of that name
+    for name, part in zip(["proteomics", "perturbation", "spatial", "multiomics"], spec.parts[1:]):
+        own = load(name)[0]
+        assert (part.task, part.data, part.partition, part.federation) == (own.task, own.data, own.partition, own.federation)
+        assert set(part.defenses) <= {*own.defenses, "infl:hardened"}
     assert (spec.seeds, spec.references) == (5, 8)
     for part in spec.parts:
         assert part.attacks == ("standard",)
