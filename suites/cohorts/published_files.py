@@ -23,6 +23,7 @@ from suites.errors import RequestError, did_you_mean
 
 # An accession (https://www.uniprot.org/help/accession_numbers), with an isoform, or several of a group.
 _ACCESSION = re.compile(r"^([OPQ]\d[A-Z\d]{3}\d|[A-NR-Z]\d(?:[A-Z][A-Z\d]{2}\d){1,2})(-\d+)?([;,].*)?$")
+_PATIENT = "subject_collaborator_patient_id"
 _CANCER = ("cancer_type", "cancer_type_2")
 KNOCKED = {"SCR": "ctrl", "Sh-B": "YWHAB+ctrl", "Sh-E": "YWHAE+ctrl", "Sh-H": "YWHAH+ctrl"}
 GEARS = "perturb_processed.h5ad"
@@ -92,13 +93,26 @@ def procan(path: Path, metadata: Path | None = None, say: Say = lambda line: Non
             f"{path}: no sample has a '{label}', so there is nothing to tell apart; give the table that says it (--metadata)"
         )
     obs = pd.DataFrame({"cancer_type": cancer.to_numpy()})
-    for name, column in (("cohort", "prep_cohort"), ("patient", "subject_collaborator_patient_id")):
-        if column in about:
-            held = about[column].to_numpy() if name == "cohort" else pd.factorize(about[column])[0].astype(str)
-            obs[name] = held
+    if "prep_cohort" in about:
+        obs["cohort"] = about["prep_cohort"].to_numpy()
+    if _PATIENT in about:
+        obs["patient"] = _persons(about[_PATIENT], path if metadata is None else metadata, say)
     obs.index = pd.Index([f"sample {i}" for i in range(len(obs))])
     x = table[proteins].to_numpy(dtype=np.float32)
     return anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=pd.Index(proteins)))
+
+
+def _persons(patients: pd.Series, path: Path, say: Say) -> np.ndarray:
+    """Patients as numbers; a sample that names none is a person of its own, since all such samples together would be one of many."""
+    codes = pd.factorize(patients)[0]
+    unnamed = codes < 0
+    if unnamed.any():
+        say(
+            f"{path} names no patient for {unnamed.sum()} of {len(codes)} samples; each counts as a person of its own, so that two of one "
+            "patient could lie in training and test"
+        )
+    codes[unnamed] = codes.max() + 1 + np.arange(unnamed.sum())
+    return codes.astype(str)
 
 
 def _table(path: Path, say: Say) -> pd.DataFrame:

@@ -28,6 +28,7 @@ LIMS-2,E0008-P01,Normal,Anna,Breast_carcinoma,4.5,,5.5,5.25
 LIMS-3,E0006-P02,Malignant,Bert,Leiomyosarcoma,5.75,4,2.5,6.25
 LIMS-4,E0006-P02,Malignant,,Liposarcoma,1,2,3,4
 """
+NAMED = PROCAN.replace("Malignant,,", "Malignant,Cara,")
 
 
 def refused(kind: str, path: Path, metadata: Path | None = None) -> str:
@@ -209,16 +210,26 @@ def test_a_table_that_breaks_off_within_a_row(tmp_path: Path, kept: str, row: in
 
 def test_a_table_without_a_last_line_break_is_read_and_that_is_said(tmp_path: Path) -> None:
     path, said = tmp_path / "matrix.csv", list[str]()
-    for body in (PROCAN, PROCAN + "\n"):
+    for body in (NAMED, NAMED + "\n"):
         path.write_text(body)
         assert convert("procan", path, say=said.append).n_obs == 4
     assert said == []
-    path.write_text(PROCAN.rstrip("\n"))
+    path.write_text(NAMED.rstrip("\n"))
     assert convert("procan", path, say=said.append).X[3, 3] == 4
     assert len(said) == 1
     assert "its very last value" in said[0]
-    path.write_text(PROCAN.replace("Bert", '"Bert, the\nsecond"'))  # a line break within quotes ends no row
+    path.write_text(NAMED.replace("Bert", '"Bert, the\nsecond"'))  # a line break within quotes ends no row
     assert convert("procan", path).n_obs == 4
+
+
+def test_a_sample_without_a_patient_is_a_person_of_its_own(tmp_path: Path) -> None:
+    path, said = tmp_path / "matrix.csv", list[str]()
+    path.write_text(PROCAN + "LIMS-5,E0006-P02,Malignant,,Liposarcoma,1,2,3,5\nLIMS-6,E0006-P02,Normal,Bert,Liposarcoma,1,2,3,6\n")
+    assert convert("procan", path, say=said.append).obs["patient"].tolist() == ["0", "0", "1", "2", "3", "1"]
+    assert len(said) == 1
+    assert "no patient for 2 of 6 samples" in said[0]
+    path.write_text(PROCAN.replace("Anna", "").replace("Bert", ""))
+    assert convert("procan", path).obs["patient"].tolist() == ["0", "1", "2", "3"]  # nobody is named
 
 
 def test_samples_of_which_none_has_a_cancer(tmp_path: Path) -> None:
@@ -247,7 +258,7 @@ def test_the_target_is_a_file_of_its_own(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
     """A limit on the size of files stands in for a full disk: HDF5 that writes into one may end the process."""
     path, out = tmp_path / "matrix.csv", tmp_path / "made.h5ad"
-    path.write_text(PROCAN)
+    path.write_text(NAMED)
     said = subprocess.run(
         [
             "bash",
