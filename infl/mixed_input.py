@@ -58,6 +58,12 @@ def mix_inputs(model: nn.Module, defense: Hardened, secret: Secret) -> nn.Module
     """A copy of ``model`` whose first positional argument is mixed; names and values of its parameters are what they were."""
     if "forward" in vars(model) or isinstance(model, torch.fx.GraphModule):
         raise RequestError("infl:hardened is put around the forward of a model's class and this model has its own: embed() it untraced")
+    for part in model.modules():
+        if isinstance(part, nn.RNNBase | nn.MultiheadAttention) and not part.batch_first:
+            raise RequestError(
+                "infl:hardened mixes each record by itself and takes the first axis for theirs, and to this model's "
+                f"{type(part).__name__} that axis is time: build it with batch_first=True"
+            )
     model = copy.deepcopy(model)
     first = next(
         (part for part in model.modules() if not isinstance(part, _CONTAINERS) and (part._parameters or is_parametrized(part))), None
