@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infl.encoder import reset
-from infl.graft import copied, exchange, linears, of_base
+from infl.graft import exchange, linears, of_base, refuse_without_weight
 from suites.contracts import Card, Claim, Defense, Federation, RequestError, Secret, Shape
 from suites.stacked import linear
 
@@ -57,6 +57,7 @@ class AdditiveLinear(nn.Module):
         self.weight = base.weight
         self.register_parameter("bias", base.bias)
         self.delta = Delta(base.out_features, hidden).to(base.weight)
+        self._base = (base,)  # in a tuple, so that torch does not register it
 
     def forward(self, x: Tensor) -> Tensor:
         added = self.delta()
@@ -72,8 +73,8 @@ class AdditiveLinear(nn.Module):
         reset(self.delta, generator)
 
     def plain(self) -> nn.Linear:
-        """The linear layer with the base weights, which it shares: without the drawn bias."""
-        return of_base(self)
+        """The linear layer that this one was put around, with the base weights, which it shares: without the drawn bias."""
+        return of_base(self, *self._base)
 
     def folded(self) -> nn.Linear:
         """The plain layer that this one is."""
@@ -86,21 +87,20 @@ class AdditiveLinear(nn.Module):
 
 def add(model: nn.Module, *, hidden: int = 8, generator: torch.Generator | None = None) -> nn.Module:
     """A copy of ``model`` in which every ``nn.Linear`` has a drawn bias; base weights are kept."""
-    model = copied(model)
+    refuse_without_weight(model)
+    model = copy.deepcopy(model)
     layers = {id(layer): AdditiveLinear(layer, hidden) for layer in linears(model)}
     if not layers:
         raise RequestError("infl:additive adds to nn.Linear layers and this model has none: add a linear layer, or use another defense")
     for layer in layers.values():
         reset(layer.delta, generator)
-    exchange(model, layers)
-    return model
+    return exchange(model, layers)
 
 
 def fold(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with plain linear layers that computes the same: what any reader of the parameters can write."""
     model = copy.deepcopy(model)
-    exchange(model, {id(layer): layer.folded() for layer in model.modules() if isinstance(layer, AdditiveLinear)})
-    return model
+    return exchange(model, {id(layer): layer.folded() for layer in model.modules() if isinstance(layer, AdditiveLinear)})
 
 
 class Additive(Defense):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from infl.additive import Additive, AdditiveLinear, add
-from infl.graft import bare, exchange, refuse_compiled
+from infl.graft import exchange, refuse_compiled
 from infl.hardened import KEY_BYTES, Hardened
 from infl.key import Key, secret_of
 from infl.keyed import forget_encoder, key_layers
@@ -87,10 +87,10 @@ def strip(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model._modules.get("_orig_mod") or model)  # what torch.compile was given
     exchange(model, {id(part): inside for part in model.modules() if (inside := part._modules.get("_orig_mod")) is not None})
-    exchange(model, {id(layer): layer.plain() for layer in model.modules() if isinstance(layer, KeyedLinear | AdditiveLinear)})
+    model = exchange(model, {id(layer): layer.plain() for layer in model.modules() if isinstance(layer, KeyedLinear | AdditiveLinear)})
     forget_encoder(model)
     unmix(model)
-    return bare(model)
+    return model
 
 
 def _defense(variant: str, settings: Mapping[str, Any]) -> Published | Additive | Hardened:

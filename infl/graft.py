@@ -8,6 +8,7 @@ from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from suites.contracts import RequestError
 
@@ -47,25 +48,21 @@ def refuse_compiled(model: nn.Module) -> None:
 class Based(Protocol):
     """A layer that was put around a linear one."""
 
-    in_features: int
-    out_features: int
     weight: Tensor
     bias: nn.Parameter | None
     training: bool
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy whose linear layers can be exchanged; a lone one is put into a ``Sequential``, from which ``bare`` takes it."""
-    if not isinstance(model, nn.Linear):
-        return copy.deepcopy(model)
-    wrapped = nn.Sequential(copy.deepcopy(model))
-    wrapped._lone = True  # type: ignore[assignment]
-    return wrapped
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """What was given to ``copied``."""
-    return model.get_submodule("0") if model.__dict__.get("_lone") else model
+def refuse_without_weight(model: nn.Module) -> None:
+    """Linear layers whose weight is not (yet) a parameter of theirs, which ``linears`` would pass by or freeze."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and ("weight" not in layer._parameters or is_parametrized(layer)):
+            raise RequestError(
+                "a layer here computes its weight (weight_norm, spectral_norm, pruning), and INFL's layers hold one of their own: make it "
+                "a plain nn.Linear before embed(), as torch.nn.utils.parametrize.remove_parametrizations does"
+            )
+        if isinstance(layer, nn.LazyLinear):
+            raise RequestError("a lazy linear layer has no weight yet that could be kept: call the model once before embed()")
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
@@ -73,22 +70,24 @@ def linears(model: nn.Module) -> list[nn.Linear]:
     return [layer for layer in model.modules() if type(layer) is nn.Linear]
 
 
-def of_base(layer: Based) -> nn.Linear:
-    """The plain layer whose weight and bias a layer was built on; they are shared, not copied."""
-    plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    plain.weight = layer.weight
-    plain.register_parameter("bias", layer.bias)
-    return plain.train(layer.training)
+def of_base(layer: Based, base: nn.Linear) -> nn.Linear:
+    """The very layer that another was put around, with whatever else its owner had hung on it, and the weights as they are now."""
+    base.weight = layer.weight  # a move to another device may have made it a new one
+    base.register_parameter("bias", layer.bias)
+    return base.train(layer.training)
 
 
-def exchange(model: nn.Module, layers: Mapping[int, nn.Module]) -> None:
-    """Put ``layers[id(old)]`` wherever ``old`` stands, in place; a layer used twice stays one layer."""
+def exchange(model: nn.Module, layers: Mapping[int, nn.Module]) -> nn.Module:
+    """Put ``layers[id(old)]`` wherever ``old`` stands, in place; a layer used twice stays one layer. Returns the root."""
+    if id(model) in layers:
+        return layers[id(model)]
     for parent in [*model.modules()]:
         for name, child in [*parent._modules.items()]:  # not named_children(), which leaves out a layer used twice
             if id(child) in layers:
                 setattr(parent, name, layers[id(child)])
                 if isinstance(parent, nn.TransformerEncoderLayer):
                     _fused(parent, keep=isinstance(layers[id(child)], nn.Linear))
+    return model
 
 
 def drop_hooks(model: nn.Module, *functions: Callable[..., Any]) -> None:

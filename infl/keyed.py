@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from infl.encoder import Encoder
-from infl.graft import copied, drop_hooks, exchange, linears
+from infl.graft import drop_hooks, exchange, linears, refuse_without_weight
 from infl.layers import KeyedLinear
 from suites.contracts import RequestError
 
@@ -45,7 +47,8 @@ def key_layers(
     """
     if any(isinstance(layer, KeyedLinear) for layer in model.modules()):
         raise RequestError("this model already has keyed layers, and a second key on top would hide the first: strip() it before embed()")
-    model = copied(model)
+    refuse_without_weight(model)
+    model = copy.deepcopy(model)
     found = linears(model)
     if not found:
         raise RequestError("INFL keys nn.Linear layers and this model has none: add a linear layer, or use another defense")
@@ -62,7 +65,7 @@ def key_layers(
         )
         for base in found
     }
-    exchange(model, keyed)
+    model = exchange(model, keyed)
     if not per_layer:
         keyed[id(found[0])].key_encoder = shared  # a child of the root would run as one more layer where the root is a Sequential
         model._key_encoder = (shared,)  # type: ignore[assignment]  # in a tuple: known to the root, not registered twice

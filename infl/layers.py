@@ -68,6 +68,7 @@ class KeyedLinear(nn.Module):
         if own_encoder:
             self.key_encoder = encoder
         self._shared = (encoder,)  # in a tuple, so that torch does not register it under every layer's name
+        self._base = (base,)  # for strip(), and not registered either
 
     def modulation(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Row scale s [out] and the shift added to the bias [out]."""
@@ -83,8 +84,8 @@ class KeyedLinear(nn.Module):
         return scale[:, None] * self.weight, shift if self.bias is None else self.bias + shift
 
     def plain(self) -> nn.Linear:
-        """The linear layer with the base weights, which it shares."""
-        return of_base(self)
+        """The linear layer that this one was put around, with the base weights, which it shares."""
+        return of_base(self, *self._base)
 
     def forward(self, x: Tensor) -> Tensor:
         key = self._shared[0]()

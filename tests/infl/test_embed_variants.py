@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from infl.additive import Additive, AdditiveLinear, fold
 from infl.deploy import KeyedSite
@@ -208,6 +209,79 @@ def test_torch_fused_attention_passes_no_variant_by_and_is_open_again_without_on
 def test_what_cannot_be_embedded_is_refused(given: Tensor | None, variant: Variant, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):
         embed(mlp(), given, variant, **settings)
+
+
+@each_variant
+def test_a_lone_layer_keeps_the_names_of_its_parameters(variant: Variant) -> None:
+    assert {"weight", "bias"} <= dict(embed(nn.Linear(24, 3), key(), variant).named_parameters()).keys()
+
+
+@pytest.mark.parametrize("variant", ["published", "additive"])
+def test_strip_gives_back_the_very_layer_with_all_that_hung_on_it(variant: Variant) -> None:
+    (net, x), seen = model_and_records("mlp"), []
+    first = net.get_submodule("0")
+    first.note = "ours"  # type: ignore[assignment]
+    first.register_forward_hook(lambda *_: seen.append(1))
+    model = embed(net, key(), variant).double()
+    with torch.no_grad():
+        model.get_parameter("0.weight").zero_()
+    out = strip(model)
+    out(x.double())
+    assert seen == [1]
+    assert out.get_submodule("0").note == "ours"
+    assert out.get_submodule("0") is not first
+    assert out.get_parameter("0.weight").dtype == torch.float64
+    assert not out.get_parameter("0.weight").any()
+    assert first.weight.any()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("variant", ["published", "additive"])
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(24, 12)), "computes its weight"),
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(24, 12)), "computes its weight"),
+        (lambda: prune.l1_unstructured(nn.Linear(24, 12), "weight", 0.5), "computes its weight"),  # type: ignore[no-untyped-call]
+        (lambda: nn.LazyLinear(12), "call the model once"),
+    ],
+)
+def test_a_layer_that_would_be_passed_by_is_refused(variant: Variant, layer: Callable[[], nn.Module], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        embed(nn.Sequential(layer(), nn.ReLU(), nn.Linear(12, 3)), key(), variant)
+
+
+class Sequence(nn.Module):
+    """Reads three axes, as it was built."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x, x, x) if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        whole: Tensor = out[0] if isinstance(out, tuple) else out
+        return whole.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda first: nn.LSTM(6, 6, batch_first=first),
+        lambda first: nn.GRU(6, 6, batch_first=first),
+        lambda first: nn.RNN(6, 6, batch_first=first),
+        lambda first: nn.MultiheadAttention(6, 2, batch_first=first),
+        lambda first: nn.TransformerEncoderLayer(6, 2, 12, dropout=0.0, batch_first=first),
+    ],
+)
+def test_hardened_mixes_no_record_into_another(make: Callable[[bool], nn.Module]) -> None:
+    """Time first, the first axis is not the records' and what is flattened behind it is all of them."""
+    with pytest.raises(RequestError, match="batch_first=True"):
+        embed(Sequence(make(False)), key(), "hardened")
+    model, x = embed(Sequence(make(True)).eval(), key(), "hardened"), torch.randn(4, 5, 6, generator=stream("sequence"))
+    other = x.clone()
+    other[1:] += 1
+    assert torch.allclose(model(x)[0], model(other)[0], atol=1e-6)
+    assert not torch.allclose(model(x)[1], model(other)[1], atol=1e-3)
 
 
 @pytest.mark.parametrize("inside", DEFENSES)
