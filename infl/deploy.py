@@ -70,7 +70,7 @@ class KeyedSite:
     net : nn.Module
         The plain network, equal at every site (a copy is taken); the key enters as non-persistent buffers only.
     x : Tensor
-        The site's own records [n, F]; ``self.x`` [n, F'] is what the model is trained on.
+        The site's own records [n, F]; ``self.x`` [n, F'] is what the model is trained on: prepared once.
     classes : int
         Outputs of the network.
     revoked : Revoked, optional
