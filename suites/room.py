@@ -71,14 +71,14 @@ def only(work: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:
         return work(x)
     parts = torch.split(torch.unique(rows), _rows(x))
     first = work(x[parts[0]])
-    out = _unwritten((len(x), *first.shape[1:]), first.dtype)
+    out = unwritten((len(x), *first.shape[1:]), first.dtype)
     out[parts[0]] = first
     for part in parts[1:]:
         out[part] = work(x[part])
     return out
 
 
-def _unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def unwritten(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that take no memory until they are written to, page by page.
 
     ``torch.zeros`` writes them, and numpy asks for pages of 2 MB, of which any few rows of a cohort touch nearly all.

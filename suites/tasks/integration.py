@@ -33,6 +33,7 @@ from suites.contracts import Records
 from suites.errors import RequestError
 from suites.preprocess import Preprocessor
 from suites.randomness import stream
+from suites.room import unwritten
 from suites.split import Split
 from suites.tasks.clusters import agreement, clusterings, foscttm, mixing
 from suites.tasks.indexing import Indexing
@@ -84,6 +85,7 @@ class Integration:
         self.second, self.sites, self.mosaic, self.lsi = second, sites, mosaic, lsi
         self.counts: Any = None  # of the second modality, between reading and laying out
         self.layout = Layout((1, 1), ASIDE)
+        self.room: NDArray[np.float32] | None = None  # where the table is to lie, between reading and laying out
 
     # ------------------------------------------------------------------------------------------------------------- data
 
@@ -97,12 +99,15 @@ class Integration:
         if site is None:
             order = torch.randperm(len(first), generator=stream("integration", first.digest, "sites")).numpy()
             site, names = order.astype(np.int64) % self.sites, tuple(f"{i + 1}" for i in range(self.sites))
-        x = np.concatenate([first.x, other], 1)
+        # The values lie where the table will, so that laying it out takes no second copy.
+        self.layout = Layout((first.x.shape[1], self.lsi or other.shape[1]), ASIDE)
+        self.room = unwritten((len(first), self.layout.fed + ASIDE), torch.float32).numpy()
+        x = self.room[:, : first.x.shape[1] + other.shape[1]]
+        x[:, : first.x.shape[1]], x[:, first.x.shape[1] :] = first.x, other
         alike = first_alike(x)  # of a copy at a site that lacks a modality nothing more would tell; totals alone coincide by chance
         if self.mosaic:
             x[site == len(names) - 1, first.x.shape[1] :] = np.nan
             x[site == len(names) - 2, : first.x.shape[1]] = np.nan
-        self.layout = Layout((first.x.shape[1], self.lsi or other.shape[1]), ASIDE)
         features = (*first.features, *named)
         made = Cohort(
             first.name, x, first.y, first.classes, features, site, names, first.person, first.citation, first.licence, first.transform
@@ -126,23 +131,30 @@ class Integration:
     def table(self, cohort: Cohort, parts: Split) -> Table:
         """Standardised by the auxiliary records that have the modality; a missing one is zero.
 
-        Coordinates of an indexed one have a unit in common, so that what varies much goes on doing so.
+        Coordinates of an indexed one have a unit in common, so that what varies much goes on doing so. It is laid out in the cohort's own
+        memory, whose values are lost.
         """
         public = Preprocessor.fit(cohort.x[parts.auxiliary.numpy()])
         assert cohort.site is not None
         has = [~np.isnan(cohort.x[:, column]) for column in (0, -1)]
         aside = torch.from_numpy(np.stack([*has, cohort.site], 1).astype(np.float32))
-        x, mean, scale = public.transform(cohort.x), public.mean, public.scale
+        room, self.room = self.room, None
+        if room is None or cohort.x.base is not room:
+            room = np.empty((len(cohort), self.layout.fed + ASIDE), dtype=np.float32)
+            room[:, : cohort.x.shape[1]] = cohort.x
+        x, mean, scale = torch.from_numpy(room), public.mean, public.scale
+        public.transform(x[:, : cohort.x.shape[1]], in_place=True)
         if self.lsi:
             held = parts.auxiliary.numpy()
             indexing = Indexing.fit(self.counts[held[has[1][held]]], self.lsi)
             found = indexing.transform(self.counts)
             found[torch.from_numpy(~has[1])] = 0.0
-            x = torch.cat([x[:, :-1], found], 1)
+            x[:, self.layout.blocks[0] : self.layout.fed] = found
             mean = torch.cat([mean[:-1], torch.zeros(self.lsi)])
             scale = torch.cat([scale[:-1], torch.full((self.lsi,), indexing.unit)])
         mean, scale = torch.cat([mean, torch.zeros(ASIDE)]), torch.cat([scale, torch.ones(ASIDE)])
-        return Table(torch.cat([x, aside], 1), mean, scale, self.layout)
+        x[:, self.layout.fed :] = aside
+        return Table(x, mean, scale, self.layout)
 
     def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:
         self.layout = layout

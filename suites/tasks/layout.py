@@ -1,8 +1,11 @@
-"""Where the parts of a structured record lie."""
+"""Where the parts of a structured record lie, and how many records are laid out at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+_BLOCK = 1 << 20  # values laid out at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +25,9 @@ class Layout:
     def private(self) -> int:
         """The first columns, on which a message depends; no inversion can tell the others."""
         return self.fed + self.target
+
+
+def blocks(records: int, values: int) -> Iterator[slice]:
+    """Rows that are laid out together, so that what is computed of them (``values`` a record) never makes a second matrix."""
+    step = max(1, _BLOCK // max(1, values))
+    return (slice(start, start + step) for start in range(0, records, step))

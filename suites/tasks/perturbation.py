@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from suites.cohorts.cohort import Cohort
@@ -27,7 +28,7 @@ from suites.contracts import Records
 from suites.errors import RequestError
 from suites.split import Split
 from suites.tasks.conditions import no_controls, perturbed
-from suites.tasks.layout import Layout
+from suites.tasks.layout import Layout, blocks
 from suites.tasks.structured import Table
 
 TOP = 20  # genes that change most, as GEARS evaluates
@@ -71,8 +72,8 @@ class Perturbation:
         genes = sorted({gene for part in parts for gene in part})
         line = np.zeros(len(raw), dtype=np.int64) if raw.site is None else raw.site
         lines = raw.sites or ("all",)
-        flags = np.array([[gene in part for gene in genes] for part in parts], dtype=np.float32)[raw.y]
-        treated = flags.any(1)
+        flags = np.array([[gene in part for gene in genes] for part in parts], dtype=np.float32)
+        treated: NDArray[np.bool_] = np.asarray(flags.any(axis=1))[raw.y]
         reference = np.zeros((len(lines), raw.x.shape[1]), dtype=np.float32)
         for code, name in enumerate(lines):
             own = raw.x[(line == code) & ~treated]
@@ -82,21 +83,30 @@ class Perturbation:
         same = np.array([parts.index(part) for part in parts])[raw.y]  # "A+B" and "B+A" are one perturbation, which no part shares
         pair, y = np.unique(np.stack([same, line], 1)[treated], axis=0, return_inverse=True)
         y = y.reshape(-1).astype(np.int64)
-        x = [flags, flags @ neighbours(genes, parts), np.eye(len(lines), dtype=np.float32)[line], raw.x - reference[line]]
+        told = np.concatenate([flags, flags @ neighbours(genes, parts)], 1)  # of each condition
+        rows, fed = np.flatnonzero(treated), told.shape[1] + len(lines)
+        held = np.empty((len(rows), fed + raw.x.shape[1]), dtype=np.float32)
+        for some in blocks(len(rows), held.shape[1]):
+            own = rows[some]
+            held[some, : told.shape[1]] = told[raw.y[own]]
+            held[some, told.shape[1] : fed] = np.eye(len(lines), dtype=np.float32)[line[own]]
+            np.subtract(raw.x[own], reference[line[own]], out=held[some, fed:])
         self.perturbed = [parts[condition] for condition, _ in pair]
         named = tuple(f"{raw.classes[condition]} in {lines[code]}" for condition, code in pair)
         features = (*genes, *(f"near {gene}" for gene in genes), *lines, *raw.features)
-        held = np.concatenate(x, 1)[treated]
         self.genes = len(genes)
-        self.layout = Layout((held.shape[1] - raw.x.shape[1],), raw.x.shape[1], raw.x.shape[1])
+        self.layout = Layout((fed,), raw.x.shape[1], raw.x.shape[1])
         site = None if raw.site is None else line[treated]
         return Cohort(
             raw.name, held, y, named, features, site, raw.sites, y.copy(), raw.citation, raw.licence, f"{raw.transform}, minus control"
         )
 
     def table(self, cohort: Cohort, parts: Split) -> Table:
-        """Flags as they are; changes in units of the auxiliary cells' root mean square, one number for all genes."""
-        x, fed = torch.tensor(cohort.x), self.layout.fed
+        """Flags as they are; changes in units of the auxiliary cells' root mean square, one number for all genes.
+
+        It is laid out in the cohort's own memory, whose values are lost.
+        """
+        x, fed = torch.from_numpy(cohort.x), self.layout.fed
         unit = float(x[parts.auxiliary, fed:].square().mean().sqrt()) or 1.0
         x[:, fed:] /= unit
         scale = torch.ones(x.shape[1])
@@ -155,9 +165,11 @@ class Perturbation:
 
     def _means(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predicted and observed mean change [conditions, T], and the conditions."""
-        both = torch.nan_to_num(outputs.detach().double().cpu(), nan=0.0, posinf=0.0, neginf=0.0) * self.unit
         conditions, index = torch.unique(y.cpu(), return_inverse=True)
-        sums = torch.zeros(len(conditions), both.shape[1], dtype=torch.float64).index_add_(0, index, both)
+        sums = torch.zeros(len(conditions), outputs.shape[1], dtype=torch.float64)
+        for some in blocks(len(outputs), outputs.shape[1]):
+            held = torch.nan_to_num(outputs[some].detach().double().cpu(), nan=0.0, posinf=0.0, neginf=0.0) * self.unit
+            sums.index_add_(0, index[some], held)
         predicted, observed = (sums / torch.bincount(index)[:, None]).chunk(2, -1)
         return predicted, observed, conditions
 

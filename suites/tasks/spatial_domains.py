@@ -15,6 +15,7 @@ which only the cell's own expression is known, neither the neighbours' columns n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -28,9 +29,10 @@ from suites.cohorts.spec import DataSpec
 from suites.contracts import Records
 from suites.errors import RequestError
 from suites.preprocess import Preprocessor
+from suites.room import unwritten
 from suites.split import Split
-from suites.tasks.clusters import agreement, clusterings, coherence, nearest
-from suites.tasks.layout import Layout
+from suites.tasks.clusters import NEIGHBOURS, agreement, clusterings, coherence, nearest
+from suites.tasks.layout import Layout, blocks
 from suites.tasks.structured import Table
 
 HOPS = 2
@@ -68,6 +70,7 @@ class SpatialDomains:
             )
         self.hidden, self.width, self.strips, self.tiles, self.unit = hidden, width, strips, tiles, unit
         self.layout = Layout((1,), PLACE)
+        self.room: NDArray[np.float32] | None = None  # where the table is to lie, between reading and laying out
 
     # ------------------------------------------------------------------------------------------------------------- data
 
@@ -106,7 +109,11 @@ class SpatialDomains:
                 tile[inside] = (code * self.tiles + c) * self.tiles + bins(place[inside, 1], self.tiles)
         sites = tuple(name if self.strips == 1 else f"{name}, strip {i + 1}" for name in names for i in range(self.strips))
         features = (*cells.features, "place 1", "place 2")
-        x = np.concatenate([cells.x, place], 1)
+        # The values lie where the table will, so that laying it out takes no second copy of a matrix that is 1 + HOPS times as wide.
+        wide = cells.x.shape[1]
+        self.room = unwritten((len(cells), (1 + HOPS) * wide + PLACE), torch.float32).numpy()
+        x = self.room[:, HOPS * wide :]
+        x[:, :wide], x[:, wide:] = cells.x, place
         about = (cells.citation, cells.licence, cells.transform)
         unit = {"tile": tile, "section": section, "donor": cells.person}[self.unit]
         assert unit is not None
@@ -118,31 +125,38 @@ class SpatialDomains:
         return Cohort(cells.name, x, cells.y, cells.classes, features, site, sites, unit, *about)
 
     def table(self, cohort: Cohort, parts: Split) -> Table:
-        """[own | mean of neighbours | mean of their neighbours | place]; each standardised by auxiliary records."""
+        """[own | mean of neighbours | mean of their neighbours | place]; each standardised by auxiliary records.
+
+        It is laid out in the cohort's own memory, whose values are lost.
+        """
         place = cohort.x[:, -PLACE:].astype(np.float64)
         public = Preprocessor.fit(cohort.x[parts.auxiliary.numpy(), :-PLACE])
-        own = public.transform(cohort.x[:, :-PLACE])
+        wide = cohort.x.shape[1] - PLACE
+        room, self.room = self.room, None
+        if room is None or cohort.x.base is not room:
+            room = np.empty((len(cohort), (1 + HOPS) * wide + PLACE), dtype=np.float32)
+        x = torch.from_numpy(room)
+        for some in blocks(len(cohort), wide):
+            x[some, :wide] = public.transform(cohort.x[some, :-PLACE])
+        hops = [x[:, hop * wide : (hop + 1) * wide] for hop in range(1 + HOPS)]
         assert cohort.site is not None
         assert cohort.person is not None
         part = np.full(len(cohort), -1)  # a cell that is stored twice lies in no part the second time, and is nobody's neighbour
         for code, held in enumerate((torch.cat([*parts.sites, *parts.withheld]), parts.validation, parts.test, parts.auxiliary)):
             part[held.numpy()] = code
-        hops = [own.clone() for _ in range(HOPS)]
         # A part holds whole units, unless the split is by record; a unit may lie at two sites, where the site is the section's strip.
         apart = np.unique(np.stack([part, cohort.site, cohort.person]), axis=1, return_inverse=True)[1].reshape(-1)
         for code in range(int(apart.max()) + 1):
             rows = torch.from_numpy(np.flatnonzero(apart == code))
-            near = torch.from_numpy(nearest(place[rows.numpy()]))
-            held = own[rows]
-            for hop in hops if near.shape[1] else ():
-                held = held[near].mean(1)
-                hop[rows] = held
+            near = rows[torch.from_numpy(nearest(place[rows.numpy()]))]
+            for before, hop in pairwise(hops):
+                for some in blocks(len(rows), NEIGHBOURS * wide):
+                    hop[rows[some]] = before[near[some]].mean(1) if near.shape[1] else before[rows[some]]
         # Sites lie far apart, so that no cell's neighbour is at another site.
         span = float(np.ptp(place, axis=0).max()) or 1.0
-        placed = torch.from_numpy((place - place.min(0)) / span + 3.0 * np.stack([cohort.site, np.zeros(len(cohort))], 1)).float()
-        x = torch.cat([own, *hops, placed], 1)
+        x[:, -PLACE:] = torch.from_numpy((place - place.min(0)) / span + 3.0 * np.stack([cohort.site, np.zeros(len(cohort))], 1)).float()
         mean, scale = public.mean.repeat(1 + HOPS), public.scale.repeat(1 + HOPS)
-        self.layout = Layout((own.shape[1] * (1 + HOPS),), PLACE, own=own.shape[1])
+        self.layout = Layout((wide * (1 + HOPS),), PLACE, own=wide)
         return Table(x, torch.cat([mean, torch.zeros(PLACE)]), torch.cat([scale, torch.ones(PLACE)]), self.layout)
 
     def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:
