@@ -18,6 +18,7 @@ from suites.config import load
 from suites.contracts import RequestError
 from suites.plan import plan
 from suites.prepared import Prepared, prepare
+from suites.tasks.clusters import coherence
 from suites.tasks.layout import Layout
 from suites.tasks.spatial_domains import SpatialDomains, bins, components
 from tests.suites.cohorts.test_downloads import real
@@ -195,7 +196,7 @@ def test_every_defense_trains_it_and_the_untrained_network_stands_beside(defense
     bench = Bench(spec(write(tmp_path), defense), None)
     trained = bench.train([bench.assignment()], target=False)[0]
     found = bench.utilities(bench.predict(trained.secret), trained.finals[0])
-    assert set(found) == {"ari", "nmi", "coherence"} == set(bench.floor())
+    assert set(found) == {"ari", "nmi", "coherence_gap"} == set(bench.floor())
     assert {"ari:untrained_network", "ari:above_untrained_network"} <= {m.metric for m in bench.yardsticks(found)}
 
 
@@ -206,7 +207,33 @@ def test_layers_are_found_better_with_neighbours(tmp_path: Path) -> None:
     controls = {m.metric: m.value for m in bench.yardsticks(found)}
     assert found["ari"] > controls["ari:pca_without_neighbours"]
     assert found["ari"] > 0.3
-    assert bench.floor() == {"ari": 0.0, "nmi": 0.0, "coherence": 0.0}
+    test = bench.prepared.records(bench.prepared.test)
+    own = coherence(test.y.numpy(), test.x[:, -2:].double().numpy())
+    assert own > 0.2
+    assert bench.floor() == {"ari": 0.0, "nmi": 0.0, "coherence_gap": own}  # no structure at all: as far off as the annotation has any
+    assert found["coherence_gap"] < own
+
+
+def test_clusters_smoother_than_the_annotation_are_no_better_than_the_annotation_itself() -> None:
+    task = SpatialDomains(width=2)
+    task.learn(Layout((3,), 2), {})
+    place = torch.cartesian_prod(torch.arange(20.0), torch.arange(20.0))
+    rng = torch.Generator().manual_seed(0)
+    halves = (place[:, 0] >= 10).long()
+    ragged = torch.where(torch.rand(400, generator=rng) < 0.15, 1 - halves, halves)  # annotated regions with a ragged border
+    noise = torch.where(torch.rand(400, generator=rng) < 0.35, 1 - halves, halves)
+
+    def gap(clusters: torch.Tensor) -> float:
+        z = torch.stack([clusters.float(), torch.zeros(400)], 1)
+        return task.utility(torch.cat([z, torch.zeros(400, 3), place], 1), ragged, 2)["coherence_gap"]
+
+    own, smooth, rough = (coherence(one.numpy(), place.double().numpy()) for one in (ragged, halves, noise))
+    assert rough < own < smooth
+    assert gap(ragged) == 0.0
+    assert gap(halves) == pytest.approx(smooth - own)
+    assert gap(noise) == pytest.approx(own - rough)
+    assert min(smooth - own, own - rough) > 0.1
+    assert "coherence_gap" in task.lower
 
 
 def test_components_are_those_of_scikit_learn() -> None:
