@@ -80,13 +80,14 @@ def foscttm(a: Tensor, b: Tensor) -> float:
 def mixing(z: Tensor, batch: NDArray[np.int64], count: int = 15) -> float:
     """How well batches mix: mean entropy of the batches among each record's nearest, over that of all records (1: wholly mixed).
 
-    After the entropy of batch mixing of Haghverdi et al. 2018, Nat. Biotechnol. 36, 421. 1 where there is one batch.
+    After the entropy of batch mixing of Haghverdi et al. 2018, Nat. Biotechnol. 36, 421. 1 where there is one batch; NaN where some
+    embeddings are not finite or all are alike: nobody is nearest there, and which ties were taken would depend on the records' order.
     """
     codes, index = np.unique(batch, return_inverse=True)
     if len(codes) < 2:
         return 1.0
     held = z.detach().double().cpu().numpy()
-    if not np.isfinite(held).all():
+    if not np.isfinite(held).all() or float(held.std(0).max()) < 1e-12:
         return float("nan")
     near = index[nearest(held, count)]
     share = np.stack([(near == code).mean(1) for code in range(len(codes))], 1)

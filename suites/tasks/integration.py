@@ -43,6 +43,7 @@ from suites.tasks.structured import Table
 
 ASIDE = 3  # has RNA, has protein, site
 TEMPERATURE = 0.2
+MOSAIC = 3  # sites at the least: one without the first omic, one without the second, one with both
 
 
 class Integration:
@@ -77,9 +78,10 @@ class Integration:
             raise RequestError(
                 f"integration got lsi={lsi}, but it counts the coordinates that stand for the second omic; give 30, say, or 0"
             )
-        if min(hidden, width) < 1 or prototypes < 2 or weight < 0 or sites < (3 if mosaic else 1):
+        if min(hidden, width) < 1 or prototypes < 2 or weight < 0 or sites < (MOSAIC if mosaic else 1):
             raise RequestError(
-                "integration needs hidden and width of at least 1, 2 prototypes, and 3 sites where two of them lack a modality"
+                "integration needs hidden and width of at least 1, 2 prototypes, and 3 sites where two of them lack a modality (with "
+                "mosaic=false every site has both)"
             )
         self.hidden, self.width, self.prototypes, self.weight = hidden, width, prototypes, weight
         self.second, self.sites, self.mosaic, self.lsi = second, sites, mosaic, lsi
@@ -99,6 +101,12 @@ class Integration:
         if site is None:
             order = torch.randperm(len(first), generator=stream("integration", first.digest, "sites")).numpy()
             site, names = order.astype(np.int64) % self.sites, tuple(f"{i + 1}" for i in range(self.sites))
+        if self.mosaic and len(names) < MOSAIC:
+            raise RequestError(
+                f"integration takes one omic away from each of two sites (a mosaic), and none of the {len(names)} of {first.name} "
+                f"({', '.join(names)}) would be left with both; set mosaic=false (integration:mosaic=false), or name a site column with "
+                f"{MOSAIC} sites or more"
+            )
         # The values lie where the table will, so that laying it out takes no second copy.
         self.layout = Layout((first.x.shape[1], self.lsi or other.shape[1]), ASIDE)
         self.room = unwritten((len(first), self.layout.fed + ASIDE), torch.float32).numpy()

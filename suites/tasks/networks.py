@@ -18,9 +18,11 @@ from suites.errors import RequestError
 Norm = Literal["layer", "batch", "none"]
 
 
-def first_width(net: nn.Module) -> int:
-    """Units of a network's first linear layer, in the order in which layers are defined; 0 where it has none."""
-    return next((layer.out_features for layer in net.modules() if isinstance(layer, nn.Linear)), 0)
+def first_width(net: nn.Module, features: int) -> int:
+    """Units of a network's widest linear layer that fits records of ``features``; of the first defined where none does, 0 without any."""
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    fitting = [layer.out_features for layer in layers if layer.in_features == features]
+    return max(fitting or [layer.out_features for layer in layers[:1]], default=0)
 
 
 class Dropout(nn.Module):

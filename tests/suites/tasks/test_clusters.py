@@ -63,6 +63,7 @@ def test_mixing_is_one_for_mixed_batches_and_nought_for_separate_ones() -> None:
     assert mixing(z, batch) > 0.9
     assert mixing(z + 100.0 * torch.tensor(batch)[:, None], batch) == pytest.approx(0.0, abs=1e-12)
     assert mixing(z, np.zeros(400, dtype=np.int64)) == 1.0
+    assert np.isnan(mixing(torch.ones(400, 3), batch)), "among identical points the order of ties would be measured"
 
 
 def test_embeddings_that_are_all_but_equal_are_judged_all_but_alike() -> None:

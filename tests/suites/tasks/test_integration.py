@@ -19,6 +19,7 @@ from suites.config import load
 from suites.contracts import Records, RequestError
 from suites.plan import plan
 from suites.prepared import prepare
+from suites.scoring import score_utility
 from suites.tasks.integration import ASIDE, Integration
 from suites.tasks.layout import Layout
 from tests.suites.cohorts.test_downloads import real
@@ -178,8 +179,31 @@ def test_pca_ignores_no_modality() -> None:
 
 
 def test_a_mosaic_needs_three_sites() -> None:
-    with pytest.raises(RequestError, match="3 sites where two of them lack"):
+    with pytest.raises(RequestError, match=r"3 sites where two of them lack.*mosaic=false"):
         Integration(sites=2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_site_column_of_fewer_than_three_sites_leaves_no_paired_cell_and_is_refused(count: int, tmp_path: Path) -> None:
+    write(tmp_path)
+    data = anndata.read_h5ad(tmp_path / "paired.h5ad")
+    data.obs["batch"] = [f"b{i // 4 % count}" for i in range(N)]
+    data.write_h5ad(tmp_path / "paired.h5ad")
+    told = DataSpec(path=str(tmp_path / "paired.h5ad"), label="kind", transform="none", site="batch")
+    assert not np.isnan(Integration(mosaic=False).cohort(told).x).any()
+    if count < 3:
+        with pytest.raises(RequestError, match=rf"none of the {count} of paired \(b0.*\) would be left with both; set mosaic=false"):
+            Integration().cohort(told)
+    else:
+        lacking = np.isnan(Integration().cohort(told).x[:, [0, -1]])
+        assert (~lacking).all(1).mean() == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_one_embedding_for_all_has_no_mixing_to_compare_with(tmp_path: Path) -> None:
+    bench = Bench(spec(write(tmp_path)), None)
+    assert np.isnan(bench.floor()["batch_mixing"])
+    found = score_utility({"ari": 0.5, "batch_mixing": 0.9}, bench.floor(), 100)
+    assert {m.metric for m in found} == {"ari", "batch_mixing", "ari:floor"}
 
 
 @pytest.mark.slow
