@@ -86,8 +86,9 @@ class Bench:
         return fill(pool.x, pool.gaps, (torch.cat(sites),) if self.stack.topology == "centralized" else sites)[0]
 
     def _first_width(self) -> int:
+        features = self.prepared.pool.x.shape[1]
         with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator; leave it as it was
-            return first_width(self.task.net(self.prepared.pool.x.shape[1], self.prepared.pool.classes))
+            return first_width(self.task.net(features, self.prepared.pool.classes), features)
 
     def _inserted(self, prepared: Prepared) -> Prepared:
         """With the records that an attack brings, each by a coin of the referee's own."""

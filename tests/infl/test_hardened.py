@@ -153,6 +153,29 @@ def test_a_suite_with_a_wide_network_is_refused_before_it_trains(tmp_path: Path)
         Bench(spec, tmp_path)
 
 
+class HeadFirst(nn.Module):
+    """Defines its layers in another order than it calls them."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__()
+        self.head, self.body = nn.Linear(2048, outputs), nn.Linear(features, 2048)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.body(x)))
+        return out
+
+
+def test_a_suite_whose_network_defines_its_head_first_is_refused_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classification, "net", lambda _, features, outputs: HeadFirst(features, outputs))
+    spec = {
+        "suite": "wide", "task": "classification", "data": {"name": "synthetic"}, "seed": 0,
+        "split": {"train": 0.6, "validation": 0.0, "test": 0.2, "auxiliary": 0.2},
+        "partition": {"kind": "iid", "sites": 2}, "federation": {}, "defense": "infl:hardened",
+    }  # fmt: skip
+    with pytest.raises(RequestError, match=r"fewer than 4096 records .*its first layer has 2048 units"):
+        Bench(spec, tmp_path)
+
+
 def trained(x: Tensor, y: Tensor) -> nn.Module:
     net = nn.Sequential(nn.Linear(FEATURES, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, CLASSES))
     initialise(net, stream("start"))
