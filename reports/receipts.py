@@ -73,7 +73,8 @@ def refusals(record: Mapping[str, Any]) -> list[str]:
         for reason in one["reasons"]:
             found.setdefault((one["defense"], reason), []).append(str(one["seed"]))
     said = [f"{words.defense(defense)}, seed {', '.join(seeds)}: refused, since {reason}." for (defense, reason), seeds in found.items()]
-    return said + [f"No receipt covers this: {caveat}." for caveat in _once(caveat for one in held for caveat in one["caveats"])]
+    said += [f"{words.defense(one['defense'])}: {note}." for one in held for note in one.get("notes", ())]
+    return _once(said) + [f"No receipt covers this: {caveat}." for caveat in _once(caveat for one in held for caveat in one["caveats"])]
 
 
 def _once(given: Iterable[str]) -> list[str]:

@@ -473,6 +473,8 @@ class Claim:
     steps: int | None = None
     per_site: tuple[float, ...] = ()
     shares: int = 1  # messages whose noise adds up to what ``noise_multiplier`` says
+    grid: float = 0.0  # steps in the bound, of Skellam noise on whole numbers; 0: the noise is Gaussian
+    coordinates: int = 0  # that are rounded to that grid, at most
     server_sees: str = ""
     sentence: str = ""
 

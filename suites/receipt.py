@@ -11,21 +11,17 @@ A receipt is not a proof. It sees numbers, not the generator that they came from
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
-from suites import accounting, loss_distribution
+from suites import receipt_accounts
 from suites.contracts import Claim, Defense, Federation, Shape
 from suites.federation import Trained
 from suites.receipt_faults import CHANCE, deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, of_words, planned
 from suites.receipt_wire import of_wire, summed
 from suites.stack import Stack
 from suites.witness import Moments, Site, Witness
-
-_AGREE = 0.02  # relative difference of accountants that counts as agreement; PRV's own bound is 0.2 % above
-_FAR = 300.0  # above it Opacus' PRV leaves the doubles and a Rényi bound stands in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +57,7 @@ class Receipt:
     sites: tuple[SiteReceipt, ...]
     reasons: tuple[str, ...]
     caveats: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())  # on ε: which accountant's it is, and where another's lies
 
     @property
     def accepted(self) -> bool:
@@ -105,8 +102,10 @@ def receipt(
         reasons.append(f"the noise of {whose} has multiplier {yet}, and the claim rests on {claim.noise_multiplier:.4g}")
     # A handful of draws measures a multiplier to a few percent, which would move ε by more: what the interval covers is taken as claimed.
     less = short or high < (claim.noise_multiplier or 0.0)
-    epsilons = _epsilons(claim, found, measured if less else claim.noise_multiplier or 0.0)
-    reasons += _accounted(claim, epsilons)
+    taken = measured if less else claim.noise_multiplier or 0.0
+    ran = [(site.rate, site.steps) for site in found]
+    epsilons = receipt_accounts.epsilons(claim, ran, taken)
+    reasons += [*receipt_accounts.of_grid(layer, claim, trained.module), *receipt_accounts.of_accounts(claim, epsilons)]
     return Receipt(
         claim.unit,
         claim.relation,
@@ -122,6 +121,7 @@ def receipt(
         tuple(found),
         tuple(dict.fromkeys(reasons)),
         (*_CAVEATS, *([shared_inputs] if shared_inputs and claim.unit != "site" else [])),
+        tuple(receipt_accounts.notes(claim, ran, taken, epsilons)),
     )
 
 
@@ -186,44 +186,6 @@ def _of_sums(layer: Defense, stack: Stack, place: int, claim: Claim) -> Iterator
     changing = [each for each in later if (type(each).encode, type(each).encode_kept) != (Defense.encode, Defense.encode_kept)]
     if claim.shares > 1 and summed(layer, claim) and changing:
         yield f"the claim is about a sum of messages, and {type(changing[0]).__name__} changed each of them after its noise was added"
-
-
-# ------------------------------------------------------------------------------------------------------- accountants
-
-
-def _epsilons(claim: Claim, sites: Sequence[SiteReceipt], drawn: float) -> dict[str, float]:
-    """ε by each accountant at the worst site, for the steps counted and this noise."""
-    delta = claim.delta or math.nan
-    noise = drawn / (2.0 if claim.relation == "replace_one" else 1.0)
-    ran = sorted({(site.rate, site.steps) for site in sites})
-    accountants: dict[str, Callable[[float, float, int, float], float]] = {
-        "Opacus PRV": accounting.epsilon,
-        "loss distribution": loss_distribution.epsilon,
-    }
-    if find_spec("dp_accounting") is not None:
-        accountants["dp-accounting PLD"] = _dp_accounting
-    return {name: max((one(rate, noise, steps, delta) for rate, steps in ran), default=math.inf) for name, one in accountants.items()}
-
-
-def _dp_accounting(rate: float, noise: float, steps: int, delta: float) -> float:
-    from dp_accounting import NeighboringRelation, dp_event, pld
-
-    if noise == 0:
-        return math.inf
-    event = dp_event.GaussianDpEvent(noise)
-    accountant = pld.PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(dp_event.PoissonSampledDpEvent(rate, event) if rate < 1 else event, steps)
-    return float(accountant.get_epsilon(delta))
-
-
-def _accounted(claim: Claim, epsilons: Mapping[str, float]) -> Iterator[str]:
-    claimed = claim.epsilon or 0.0
-    for name, value in epsilons.items():
-        if not value <= claimed * (1 + _AGREE):
-            yield f"ε = {claimed:.4g} is claimed, and {name} gives {value:.4g} for what was drawn"
-    finite = [value for value in epsilons.values() if value <= _FAR]
-    if len(finite) == len(epsilons) and max(finite) > min(finite) * (1 + _AGREE):
-        yield f"the accountants do not agree: {', '.join(f'{name} {value:.4g}' for name, value in epsilons.items())}"
 
 
 def _finite(value: Any) -> Any:

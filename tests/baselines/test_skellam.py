@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from baselines.fixed_point import scale
-from baselines.skellam import ORDERS, Skellam, epsilon, influence, renyi, rounded, skellam
+from baselines.skellam import Skellam, rounded, skellam
 from suites import loss_distribution
 from suites.checks import check_defense
 from suites.contracts import Federation, Params, RequestError, Shape
 from suites.federation import Assignment, Pool, train
+from suites.integer_noise import ORDERS, epsilon, influence, renyi
 from suites.randomness import stream
 from suites.stack import Stack
 from suites.tasks.classification import Classification

@@ -83,9 +83,9 @@ def test_a_sound_training_is_accepted_with_what_was_measured(name: str) -> None:
     assert found.low <= found.noise_multiplier * 1.02
     assert found.high >= found.noise_multiplier * 0.98
     assert found.measured == pytest.approx(found.noise_multiplier, rel=0.03)
-    assert found.epsilons.keys() >= {"Opacus PRV", "loss distribution"}
+    assert len(found.epsilons) >= 2
     for value in found.epsilons.values():
-        assert found.claimed * (0.85 if name == "skellam" else 0.99) <= value <= found.claimed * 1.001  # Rényi orders give some away
+        assert found.claimed * 0.99 <= value <= found.claimed * 1.001
     if name in ("record", "person", "records, then sites"):
         units = EACH // 3 if name == "person" else EACH
         assert {site.units for site in found.sites} == {units}

@@ -15,7 +15,6 @@ from suites.contracts import Claim, Defense, Delivery, Exchange, Federation, Mes
 from suites.receipt import receipt
 from tests.suites.test_receipt import FEDERATION, of, ran
 
-
 QUICK = replace(FEDERATION, rounds=1, local=replace(FEDERATION.local, epochs=1))  # enough for what crosses the wire
 
 
@@ -86,9 +85,9 @@ def test_what_is_no_tensor_of_the_model_is_named_and_refused(fault: str) -> None
 
 def test_channels_that_hide_single_updates_are_accepted() -> None:
     for channel in (SecureAggregation(), OneOfAKind("masked", named="masked"), OneOfAKind("ciphertext", named="ciphertext")):
-        assert of(shared(), channel).reasons == ()
-    assert of(DPSGD(epsilon=8), SecureAggregation()).reasons == ()
-    assert of(DPSGD(epsilon=8), OneOfAKind("update")).reasons == ()  # whose claim is about each message
+        assert of(shared(), channel, federation=QUICK).reasons == ()
+    assert of(DPSGD(epsilon=8), SecureAggregation(), federation=QUICK).reasons == ()
+    assert of(DPSGD(epsilon=8), OneOfAKind("update"), federation=QUICK).reasons == ()  # whose claim is about each message
 
 
 class ByItself(DPFedAvg):
@@ -123,6 +122,6 @@ def test_an_answer_to_a_probe_is_looked_at_too() -> None:
 
 def test_a_masked_sum_of_its_own_words_is_all_that_a_site_sends() -> None:
     """The names and types that receipts take as hidden are those of the channel itself."""
-    witness, *_ = ran(shared(), SecureAggregation())
+    witness, *_ = ran(shared(), SecureAggregation(), federation=QUICK)
     assert {(one.kind, one.name, one.dtype) for one in witness.crossed if one.kind != "sum"} == {("masked", "masked", "torch.int32")}
     assert issubclass(type(SecureAggregation().sum), MaskedSum)

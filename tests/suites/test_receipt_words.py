@@ -78,9 +78,9 @@ def test_batches_that_the_engine_shuffled_are_refused_where_no_statistic_would_t
 
 def test_a_sum_may_lose_a_site_or_have_one_replaced() -> None:
     shared = {"shared": True, "colluders": 1}
-    assert of(DPFedAvg(epsilon=20, **shared), SecureAggregation()).reasons == ()  # type: ignore[arg-type]
+    assert of(DPFedAvg(epsilon=20, **shared), SecureAggregation(), federation=QUICK).reasons == ()  # type: ignore[arg-type]
     halved = saying(DPFedAvg, relation="replace_one")(epsilon=20, **shared)
-    found = of(halved, SecureAggregation())
+    found = of(halved, SecureAggregation(), federation=QUICK)
     assert not any("neighbours" in reason for reason in found.reasons)
     assert any("is claimed, and" in reason for reason in found.reasons), found.reasons  # at twice the sensitivity
 
