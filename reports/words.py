@@ -139,6 +139,7 @@ METRICS: Final = {
     "weighted_f1": "weighted F1",
     "f1_weighted": "weighted F1",
     "auc": "AUC",
+    "mse_top20": "MSE of the top 20 DE genes",
     "coherence_gap": "distance from the annotation's coherence (lower is better)",
     "weighted_auc": "weighted OvR AUC",
     "r2": "R²",

@@ -28,10 +28,11 @@ from suites.contracts import Records
 from suites.errors import RequestError
 from suites.split import Split
 from suites.tasks.conditions import no_controls, perturbed
+from suites.tasks.differential import squared_error, squared_errors, top
 from suites.tasks.layout import Layout, blocks
 from suites.tasks.structured import Table
 
-TOP = 20  # genes that change most, as GEARS evaluates
+TOP = 20  # differentially expressed genes, as GEARS evaluates (suites.tasks.differential)
 RIDGE = 0.5  # of the additive model, in training conditions
 
 
@@ -57,6 +58,8 @@ class Perturbation:
         self.layout, self.unit, self.double = Layout((1,), 1), 1.0, torch.zeros(0, dtype=torch.bool)  # until there is a cohort
         self.genes, self.separator, self.control = 0, str(separator), str(control)
         self.perturbed: list[tuple[str, ...]] = []  # genes of each condition of the cohort at hand
+        self.line = torch.zeros(0, dtype=torch.int64)  # of each condition
+        self.control_error = torch.zeros(0, 1)  # [lines, T] squared standard error of the mean control cell
 
     # ------------------------------------------------------------------------------------------------------------- data
 
@@ -75,11 +78,12 @@ class Perturbation:
         flags = np.array([[gene in part for gene in genes] for part in parts], dtype=np.float32)
         treated: NDArray[np.bool_] = np.asarray(flags.any(axis=1))[raw.y]
         reference = np.zeros((len(lines), raw.x.shape[1]), dtype=np.float32)
+        error = np.zeros(reference.shape)
         for code, name in enumerate(lines):
             own = raw.x[(line == code) & ~treated]
             if not len(own):
                 raise no_controls(raw.name, name, raw.classes)
-            reference[code] = own.mean(0)
+            reference[code], error[code] = own.mean(0), squared_error(own)
         same = np.array([parts.index(part) for part in parts])[raw.y]  # "A+B" and "B+A" are one perturbation, which no part shares
         pair, y = np.unique(np.stack([same, line], 1)[treated], axis=0, return_inverse=True)
         y = y.reshape(-1).astype(np.int64)
@@ -92,6 +96,7 @@ class Perturbation:
             held[some, told.shape[1] : fed] = np.eye(len(lines), dtype=np.float32)[line[own]]
             np.subtract(raw.x[own], reference[line[own]], out=held[some, fed:])
         self.perturbed = [parts[condition] for condition, _ in pair]
+        self.line, self.control_error = torch.from_numpy(pair[:, 1].copy()), torch.from_numpy(error).float()
         named = tuple(f"{raw.classes[condition]} in {lines[code]}" for condition, code in pair)
         features = (*genes, *(f"near {gene}" for gene in genes), *lines, *raw.features)
         self.genes = len(genes)
@@ -117,12 +122,18 @@ class Perturbation:
             torch.zeros(x.shape[1]),
             scale,
             self.layout,
-            {"unit": torch.tensor(unit), "double": double, "genes": torch.tensor(self.genes)},
+            {
+                "unit": torch.tensor(unit),
+                "double": double,
+                "genes": torch.tensor(self.genes),
+                "control_line": self.line,
+                "control_error": self.control_error,
+            },
         )
 
     def learn(self, layout: Layout, public: Mapping[str, Tensor]) -> None:
         self.layout, self.unit, self.double = layout, float(public["unit"]), public["double"].bool()
-        self.genes = int(public["genes"])
+        self.genes, self.line, self.control_error = int(public["genes"]), public["control_line"], public["control_error"]
 
     # ---------------------------------------------------------------------------------------------------------- network
 
@@ -143,13 +154,14 @@ class Perturbation:
     def utility(self, outputs: Tensor, y: Tensor, classes: int) -> dict[str, float]:
         """Means over the conditions of ``y`` of: Pearson of the mean change (the headline), its squared error, and that of the top genes.
 
-        Both in the cohort's own units (log-expression). The top genes are the ``TOP`` whose observed mean change is largest. A prediction
-        that is the same for every gene correlates with nothing: 0. Conditions of one and of two genes are also told apart.
+        Both in the cohort's own units (log-expression). The top genes are the ``TOP`` that are most differentially expressed between the
+        condition's test cells and the control cells of its line. A prediction that is the same for every gene correlates with nothing: 0.
+        Conditions of one and of two genes are also told apart.
         """
-        predicted, observed, conditions = self._means(outputs, y)
+        predicted, observed, conditions, error = self._means(outputs, y)
         r = _pearson(predicted, observed)
         squared = (predicted - observed).square()
-        top = observed.abs().topk(min(TOP, observed.shape[1]), dim=1).indices
+        expressed = top(observed, error + self.control_error[self.line[conditions]], TOP)
         two = self.double[conditions]
 
         def mean(of: Tensor) -> float:
@@ -160,18 +172,19 @@ class Perturbation:
             "pearson_delta_single": mean(r[~two]),
             "pearson_delta_double": mean(r[two]),
             "mse": mean(squared.mean(1)),
-            "mse_top20": mean(squared.gather(1, top).mean(1)),
+            "mse_top20": mean(squared.gather(1, expressed).mean(1)),
         }
 
-    def _means(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Predicted and observed mean change [conditions, T], and the conditions."""
+    def _means(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Predicted and observed mean change [conditions, T], the conditions, and the observed one's squared standard error."""
         conditions, index = torch.unique(y.cpu(), return_inverse=True)
         sums = torch.zeros(len(conditions), outputs.shape[1], dtype=torch.float64)
         for some in blocks(len(outputs), outputs.shape[1]):
             held = torch.nan_to_num(outputs[some].detach().double().cpu(), nan=0.0, posinf=0.0, neginf=0.0) * self.unit
             sums.index_add_(0, index[some], held)
         predicted, observed = (sums / torch.bincount(index)[:, None]).chunk(2, -1)
-        return predicted, observed, conditions
+        cells = outputs.detach()[:, predicted.shape[1] :].cpu()
+        return predicted, observed, conditions, squared_errors(cells, index, observed / self.unit) * self.unit**2
 
     def nothing(self, test: Records) -> Tensor:
         """No change at all."""

@@ -174,14 +174,18 @@ def test_no_condition_straddles_a_part(tmp_path: Path) -> None:
 
 def test_metrics_by_numpy() -> None:
     task = Perturbation()
-    task.learn(Layout((4,), 40), {"unit": torch.tensor(2.0), "double": torch.tensor([False, True, False]), "genes": torch.tensor(1)})
     rng = np.random.default_rng(1)
+    line, error = [1, 0, 1], rng.uniform(0.1, 3.0, (2, 40)) ** 2
+    public = {"unit": torch.tensor(2.0), "double": torch.tensor([False, True, False]), "genes": torch.tensor(1)}
+    task.learn(Layout((4,), 40), {**public, "control_line": torch.tensor(line), "control_error": torch.tensor(error)})
     y = np.repeat([0, 2, 1], 7)
     p, t = rng.normal(size=(21, 40)), rng.normal(size=(21, 40))
     found = task.utility(torch.tensor(np.concatenate([p, t], 1)), torch.tensor(y), 3)
     a, b = ([2 * z[y == c].mean(0) for c in (0, 1, 2)] for z in (p, t))
     r = [np.corrcoef(i, j)[0, 1] for i, j in zip(a, b)]
-    top = [np.argsort(-np.abs(j))[:20] for j in b]
+    spread = [np.sqrt((2 * t[y == c]).var(0, ddof=1) / 7 + error[line[c]]) for c in (0, 1, 2)]
+    top = [np.argsort(-np.abs(j / s))[:20] for j, s in zip(b, spread)]
+    assert set(top[0]) != set(np.argsort(-np.abs(b[0]))[:20]), "the largest changes are not the surest"
     assert found["pearson_delta"] == pytest.approx(np.mean(r))
     assert found["pearson_delta_double"] == pytest.approx(r[1])
     assert found["pearson_delta_single"] == pytest.approx((r[0] + r[2]) / 2)
@@ -200,7 +204,8 @@ def test_loss_and_signal() -> None:
 def test_the_additive_model_is_right_where_effects_add_up() -> None:
     """Singles A, B, C in training, A+B and A+C in test: with many training conditions the ridge hardly shrinks."""
     task = Perturbation()
-    task.learn(Layout((2 * 3 + 1,), 5), {"unit": torch.tensor(1.0), "double": torch.zeros(9, dtype=torch.bool), "genes": torch.tensor(3)})
+    public = {"unit": torch.tensor(1.0), "double": torch.zeros(9, dtype=torch.bool), "genes": torch.tensor(3)}
+    task.learn(Layout((2 * 3 + 1,), 5), {**public, "control_line": torch.zeros(9, dtype=torch.int64), "control_error": torch.zeros(1, 5)})
     effect = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 
     def records(flags: list[list[int]]) -> Records:
