@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from infl.hardened import Hardened
 from tests.infl import hardened_rotation, keyed_features
+from tests.infl.hardened_limits import ALONE
 from tests.infl.hardened_tables import OURS, PLAIN, interval
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -33,7 +34,7 @@ NAMES = {PLAIN: "FedAvg", LIFTED: "infl:hardened, minimum lifted", BEHIND: "the 
 MESSAGES = {"ladder": "each site's message", "ladder_of_sum": "the sum"}
 TICKS = (1, 4, 16, 64, 256)
 DRAWN = ("hardened", "hardened_known", "hardened_collusion")
-STYLES = {1: "-", 16: "--", 32: "-.", 64: "-.", 128: ":"}  # of N, in the panel of known plaintexts
+STYLES = {1: "-", 2: "-", 16: "--", 32: "-.", 64: "-.", 128: ":"}  # of N, in the panel of known plaintexts
 
 
 def cells(limits: pd.DataFrame) -> pd.DataFrame:
@@ -134,16 +135,17 @@ def draw(limits: pd.DataFrame, known: pd.DataFrame, collusion: pd.DataFrame) -> 
         panels[f"{cohorts[0]} norms"].plot([], [], "o-", color=colour[spread], label=f"c = {spread:g}")
     panels[f"{cohorts[0]} norms"].legend(fontsize=7)
     panel = panels["known"]
-    for spread, size in sorted(set(zip(known["spread"], known["records_behind"]))):
-        own = known[(known["spread"] == spread) & (known["records_behind"] == size)]
+    for (defense, spread, size), own in known.groupby(["defense", "spread", "records_behind"]):
         ends = [list(own["share"] - own["low"]), list(own["high"] - own["share"])]
-        label = f"c = {spread:g}, N = {size}"
-        panel.errorbar(own["known"], own["share"], yerr=ends, fmt=f"o{STYLES[size]}", markersize=3, color=colour[spread], label=label)
+        alone = defense == ALONE
+        label = f"c = {spread:g}, N = {size}" if alone else f"c = {spread:g}, sums of {size}"
+        marker, tint = ("o", colour[spread]) if alone else ("s", "0.3")
+        panel.errorbar(own["known"], own["share"], yerr=ends, fmt=f"{marker}{STYLES[size]}", markersize=3, color=tint, label=label)
     panel.set_xscale("symlog", linthresh=3)
     panel.set_xticks([0, 3, 10, 30, 100], labels=["0", "3", "10", "30", "100"])
     panel.set_xlabel("records that the adversary knows")
     panel.set_ylabel("share named above chance")
-    panel.set_title("pbmc68k: known plaintexts", fontsize=10)
+    panel.set_title("pbmc68k: known plaintexts, alone and (squares) behind secure aggregation", fontsize=10)
     panel.legend(fontsize=6, ncols=2, loc="center left")
     _collusion(panels["site"], collusion)
     return figure

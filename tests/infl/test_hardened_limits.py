@@ -7,10 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from attacks.key.known_plaintext import KnownPlaintext
+from baselines.secure_aggregation import SecureAggregation
 from infl.hardened import Hardened
-from suites.contracts import Federation, Shape
+from suites.contracts import Federation, Shape, Threat
+from suites.observation import Seen
+from suites.sight import skip_reason
+from tests.attacks.visible import look
 from tests.infl import hardened_checkpoints
-from tests.infl.hardened_limits import UNITS, cohort, measure, needed
+from tests.infl.hardened_limits import STACKED, UNITS, cohort, masked, measure, needed, plaintexts
 
 TABLE = Path(__file__).parents[2] / "docs" / "hardened.csv"
 
@@ -119,6 +124,31 @@ def test_batches_that_come_back_are_open_as_the_page_says() -> None:
     assert (len(more), len(wrong)) == (12, 1)
     assert (more["answered"] >= 800).all()
     assert (more.drop(wrong.index)["low"] > 0.99).all()
+
+
+def test_behind_secure_aggregation_sums_are_all_that_is_measured() -> None:
+    """Messages are masked words, sums are opened to rounding, and four records at two sites stand behind a sum of two."""
+    data = cohort("pbmc68k")
+    order = data[1][:4].tolist()
+    layers = [Hardened(minimum=1), SecureAggregation()]
+    sight = look(layers, data[0], [[row] for row in order], data[1], data[2], classes=int(data[0].y.max()) + 1, sites=2)
+    behind = masked(sight, 0)
+    for plain, hidden in zip(sight.evidence.rounds[0].probes, behind.rounds[0].probes, strict=True):
+        assert {message.kind for message in hidden.messages} == {"masked"}
+        assert all(set(message.payload) == {"masked"} for message in hidden.messages)
+        for name, value in plain.combined.items():
+            assert (hidden.combined[name] - value).abs().max() < 1e-6
+    assert [target.batch for target in Seen(sight.scene, behind, Threat()).target_sums] == [2, 2]
+    said = skip_reason(KnownPlaintext.needs, "server", topology="federated", masked=True, has_references=False)
+    assert said is not None  # the attack itself declines
+    assert "the server reads only their sum" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [0, 3])
+def test_sums_of_one_record_a_site_give_up_all_others(known: int) -> None:
+    (row,) = plaintexts(cohort("pbmc68k"), Hardened().spread, [known], size=2, sites=2)
+    assert (row["defense"], row["of"], row["share"]) == (STACKED, 160 - 2 * -(-known // 2), 1.0)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from PIL import Image
 
 from infl.hardened import Hardened
 from suites.api import run
+from tests.infl.hardened_limits import ALONE, STACKED
 from tests.infl.hardened_page import ATTACKS, BEHIND, DOCS, LIFTED, cells, draw, made, membership_table, put, source
 from tests.infl.hardened_tables import OURS, PLAIN, collusion
 
@@ -20,8 +21,10 @@ def page() -> str:
     return re.sub(r"\s+", " ", (DOCS / "hardened.md").read_text(encoding="utf-8"))
 
 
-def known() -> pd.DataFrame:
-    return pd.read_csv(DOCS / "hardened_known.csv")
+def known(defense: str = ALONE) -> pd.DataFrame:
+    table = pd.read_csv(DOCS / "hardened_known.csv")
+    assert set(table["defense"]) == {ALONE, STACKED}
+    return table[table["defense"] == defense]
 
 
 def test_the_page_holds_the_tables_of_the_files() -> None:
@@ -38,13 +41,16 @@ def test_the_picture_was_drawn_from_the_files_that_are_here() -> None:
 
 def test_the_picture_has_a_panel_a_cohort_and_attack_with_a_line_a_spread() -> None:
     limits, collusion = pd.read_csv(DOCS / "hardened.csv"), pd.read_csv(DOCS / "hardened_collusion.csv")
-    panels = {panel.get_title(): panel for panel in draw(limits, known(), collusion).axes}
+    panels = {panel.get_title(): panel for panel in draw(limits, pd.read_csv(DOCS / "hardened_known.csv"), collusion).axes}
     for data in ("pbmc68k", "kang", "cptac"):
         for attack, title in ATTACKS.items():
             own = limits[(limits["data"] == data) & (limits["attack"] == attack)]
             assert len(panels[f"{data}: {title}"].containers) == own["spread"].nunique()
             assert own[own["spread"] == Hardened().spread]["records_behind"].max() >= (64 if attack == "overlap" else Hardened().minimum)
     assert len(panels) == 3 * len(ATTACKS) + 2
+    (lower,) = (panel for title, panel in panels.items() if "known plaintexts" in title)
+    lines = [name for name in lower.get_legend_handles_labels()[1] if "sums" in name]
+    assert lines == [f"c = {Hardened().spread:g}, sums of {size}" for size in sorted(set(known(STACKED)["records_behind"]))]
 
 
 def test_at_the_minimum_and_the_default_spread_estimates_and_intervals_are_what_the_page_says() -> None:
@@ -85,6 +91,21 @@ def test_known_plaintexts_name_what_the_page_says() -> None:
     shares = most[most["spread"] == Hardened().spread]["share"]
     assert len(shares) == 5
     assert f"(c = {Hardened().spread:g}: {100 * shares.min():+.0f} to {100 * shares.max():+.0f} %; intervals are wide)" in text
+
+
+def test_known_plaintexts_name_out_of_sums_what_the_page_says() -> None:
+    """Behind secure aggregation, where the known records are known of a sum of two sites."""
+    table, text = known(STACKED), page()
+    assert (table["spread"] == Hardened().spread).all()
+    assert set(table["records_behind"]) == {2, 16, 2 * 64}
+    for _, own in table.groupby(["records_behind", "seed"]):
+        assert list(own["known"]) == [0, 3, 10, 30, 100]
+    small, sixteen, most = (own for _, own in table.groupby("records_behind"))
+    assert (small["share"] == 1.0).all()
+    assert "Sums of one record a site give up all others with 0, 3, 10, 30 and 100 known" in text
+    assert f"sums of 8 a site {100 * sixteen['share'].min():.0f} to {100 * sixteen['share'].max():.0f} %" in text
+    assert ((most["low"] <= 0) & (most["high"] >= 0)).all()
+    assert f"sums of 64 a site no more than chance ({100 * most['share'].min():+.0f} to {100 * most['share'].max():+.0f} %" in text
 
 
 def test_more_messages_in_sight_make_batches_fall_as_the_page_says() -> None:
