@@ -7,8 +7,6 @@ them.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,22 +93,17 @@ def parsed(name: str, mirror: Path | None = None, say: Callable[[str], None] = l
         say(f"{path} is not what was parsed, and is made again from the original files")
         path.unlink(missing_ok=True)
     fetch.make_folder(folder)
-    from suites.cohorts import parsers  # and with them pandas and anndata, only where there is something to parse
+    from suites.cohorts import parsers, written  # and with them pandas and anndata, only where there is something to parse
 
     files = fetch.fetch(name, mirror, say)
-    data = parsers.parse(name, files)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    os.close(handle)
+    made = written.image(parsers.parse(name, files))
+    path = folder / f"{stem}-{written.digest(made)[:32]}.h5ad"
     try:
-        data.write_h5ad(temporary)
-        path = folder / f"{stem}-{_digest(temporary)}.h5ad"
-        os.replace(temporary, path)  # several processes may do this at once: each its own file, the same values
+        written.put(made, path)  # several processes may do this at once: each its own file, the same values
     except OSError as error:
         raise RequestError(
             f"the cache folder {folder} cannot take the parsed {name} ({error}); make room or set $INFL_BENCH_CACHE"
         ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 

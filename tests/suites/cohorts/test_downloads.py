@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -342,20 +343,25 @@ def test_a_cache_that_cannot_be_written(mirror: Path, tmp_path: Path, monkeypatc
 
 def test_a_parser_that_fails_leaves_nothing_behind(mirror: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFL_BENCH_DATA", str(mirror))
-    monkeypatch.setattr(anndata.AnnData, "write_h5ad", lambda self, path: Path(path).write_text("half") and 1 / 0)
+    monkeypatch.setattr("suites.cohorts.written.os.replace", lambda temporary, path: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         parsed("osmfish")
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_is_one_sentence(mirror: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: anndata.AnnData, path: str) -> None:
-        raise OSError(28, "No space left on device")
-
+    """A limit on the size of files stands in for a full disk: HDF5 that writes into one may end the process."""
     monkeypatch.setenv("INFL_BENCH_DATA", str(mirror))
-    monkeypatch.setattr(anndata.AnnData, "write_h5ad", full)
-    with pytest.raises(RequestError, match=r"No space left on device.*make room"):
-        parsed("osmfish")
+    parsed("osmfish")  # whatever is imported is compiled by now
+    for path in (own_cache / "parsed").iterdir():
+        path.unlink()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(RequestError, match=r"cannot take the parsed osmfish.*make room"):
+            parsed("osmfish")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
