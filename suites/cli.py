@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,6 +19,7 @@ from suites.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from suites.api import Request
+    from suites.rehearsal import Rehearsed
 
 app = typer.Typer(
     name="infl-bench",
@@ -114,7 +114,7 @@ def run(
         rehearsed = import_module("suites.rehearsal").rehearse(asked.plan)
         for unread in rehearsed.unread:
             _complain(unread)
-        _foretell(asked, workers, rehearsed.trainings)
+        _foretell(asked, workers, rehearsed)
         return 0
     started = time.monotonic()
     table = _with_progress(asked, workers)
@@ -284,13 +284,15 @@ def _tell_end(asked: Request, table: Any, failed: Any, seconds: float) -> None:
         _complain(f"failed: {' / '.join(str(row[name]) for name in ('defense', 'attack', 'view', 'key') if row[name])}: {row['reason']}")
 
 
-def _foretell(asked: Request, workers: int | None, trainings: list[tuple[Mapping[str, Any], float]]) -> None:
+def _foretell(asked: Request, workers: int | None, rehearsed: Rehearsed) -> None:
     from suites.forecast import Forecast
     from suites.runner import default_workers, pending, store_of
 
     store, forecast = store_of(asked.out), Forecast()
+    for spec, values in rehearsed.values:
+        forecast.sized(spec, values)
     forecast.recall(store)
-    for spec, seconds in trainings:
+    for spec, seconds in rehearsed.trainings:
         forecast.expect(spec, seconds)
     count = workers or default_workers(asked.device)
     missing = pending(asked.plan, store)
@@ -299,7 +301,11 @@ def _foretell(asked: Request, workers: int | None, trainings: list[tuple[Mapping
         cells = [cell for cell in missing if cell.stage == stage]
         print(f"  {stage:<9} {len(cells):>5} cells  {_duration(sum(map(forecast.seconds, cells))):>8}")
     print(f"  skipped   {len(asked.plan.skipped):>5} combinations that cannot apply")
-    basis = "from cells measured in this folder" if forecast.measured else "trainings by an epoch of each, attacks a guess"
+    basis = (
+        "from cells measured in this folder"
+        if forecast.measured
+        else "trainings by an epoch of each, attacks a guess from the cohort's size"
+    )
     print(f"foretold: {_duration(forecast.total(missing, count))} ({basis})")
 
 

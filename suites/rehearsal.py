@@ -24,10 +24,11 @@ QUICK = 2  # rounds, and local epochs, of a quick training that are timed
 
 @dataclass(frozen=True, slots=True)
 class Rehearsed:
-    """What could not be looked at, in sentences, and of each training looked at its spec and the seconds that one federation takes."""
+    """What could not be looked at, in sentences; of each training looked at its spec and the seconds that one federation takes."""
 
     unread: list[str]
     trainings: list[tuple[Mapping[str, Any], float]] = field(default_factory=list)
+    values: list[tuple[Mapping[str, Any], int]] = field(default_factory=list)  # and how many its cohort has, records x features
 
 
 def rehearse(plan: Plan) -> Rehearsed:
@@ -51,6 +52,7 @@ def rehearse(plan: Plan) -> Rehearsed:
 
     held: dict[tuple[str, str, int], Prepared] = {}
     trainings: list[tuple[Mapping[str, Any], float]] = []
+    values: list[tuple[Mapping[str, Any], int]] = []
     for cell in sorted(cells, key=lambda cell: (str(cell.spec["data"]), int(cell.spec["seed"]))):
         data = DataSpec(**cell.spec["data"])
         if not at_hand(data):
@@ -63,7 +65,8 @@ def rehearse(plan: Plan) -> Rehearsed:
             if not trainings:
                 bench.short()  # the first of a process pays for what is loaded once
             trainings.append((cell.spec, _seconds(bench)))
-    return Rehearsed(unread, trainings)
+            values.append((cell.spec, held[where].pool.x.numel()))
+    return Rehearsed(unread, trainings, values)
 
 
 def _seconds(bench: Bench) -> float:
