@@ -72,9 +72,13 @@ def noise_shares(
 ) -> Iterator[float]:
     """For each probed gradient: its distance from the clean clipped one over what the claimed noise makes it.
 
-    Where the noise is not that of clipped sums (no ``clip``), the expected size is unknown and a thousandth of the message is taken.
+    Noise on a site's message is sized by the layer's ``bound``; on its sums of gradients, by ``clip``. Where neither is said, both are, or
+    another layer changes messages, the distance is not that noise alone: 0 for a message as good as clean, and nothing for any other.
     """
-    sigma = claim.noise_multiplier or 0.0
+    bounds = [layer.bound for layer in stack.layers if layer.bound is not None]
+    changing = sum((type(layer).encode, type(layer).encode_kept) != (Defense.encode, Defense.encode_kept) for layer in stack.layers)
+    sized = len(bounds) + (stack.clip is not None) == 1 and changing <= len(bounds)
+    sigma = (claim.noise_multiplier or 0.0) / math.sqrt(claim.shares)
     for broadcast, record in _probed(evidence):
         probe = record.probe
         if probe.optimiser != "gradient":
@@ -84,22 +88,36 @@ def noise_shares(
             if rows:
                 index = torch.tensor(rows)
                 target = Target(broadcast, {}, len(rows), "gradient", 1, 0.0, site, 1, probe.round)
-                clean[site] = simulate(module, task.loss, target, inputs[index], y[index], stack.clip)
+                clean[site] = _within(simulate(module, task.loss, target, inputs[index], y[index], stack.clip), *bounds)
         sent = {m.site: m.payload for m in _clear(record)} if stack.channel is None else {}
-        expected = {site: _noise(stack, sigma, len(probe.records[site]), clean[site]) for site in clean}
         for site, message in sent.items():
-            yield _distance(message, clean[site]) / expected[site]
+            size = _noise(stack, sigma, len(probe.records[site]), clean[site], *bounds) if sized else None
+            yield from _share(_distance(message, clean[site]), size, _size(clean[site]))
         if not sent and record.combined:
             mean = {name: torch.stack([one[name] for one in clean.values()]).mean(0) for name in next(iter(clean.values()))}
-            whole = math.sqrt(sum(size**2 for size in expected.values())) / len(expected)
-            yield _distance(record.combined, mean) / whole
+            sizes = [_noise(stack, sigma, len(probe.records[site]), clean[site], *bounds) for site in clean] if sized else []
+            whole = math.sqrt(sum(size**2 for size in sizes)) / len(clean) if sized else None
+            yield from _share(_distance(record.combined, mean), whole, _size(mean))
 
 
-def _noise(stack: Stack, sigma: float, batch: int, clean: Params) -> float:
+def _share(away: float, noise: float | None, message: float) -> Iterator[float]:
+    """How much of its ``noise`` a message holds; of noise of unknown size only that there is none."""
+    if noise is not None:
+        yield away / noise
+    elif away < 1e-3 * QUIET * message:
+        yield 0.0
+
+
+def _noise(stack: Stack, sigma: float, batch: int, clean: Params, bound: float = math.nan) -> float:
     """L2 norm that the claimed noise has over a whole message."""
-    if stack.clip is None:
-        return max(1e-3 * _size(clean), 1e-30)
-    return max(sigma * stack.clip.norm / batch * math.sqrt(sum(tensor.numel() for tensor in clean.values())), 1e-30)
+    each = stack.clip.norm / batch if stack.clip is not None else bound
+    return max(sigma * each * math.sqrt(sum(tensor.numel() for tensor in clean.values())), 1e-30)
+
+
+def _within(message: Params, bound: float = math.inf) -> Params:
+    """A message clipped as a whole."""
+    share = min(1.0, bound / max(_size(message), 1e-30))
+    return {name: tensor * share for name, tensor in message.items()}
 
 
 def _probed(evidence: Evidence) -> Iterator[tuple[Params, ProbeRecord]]:
