@@ -5,7 +5,9 @@ sampling at the rate of the claim, as often as the claim counts; is the noise in
 time, and in every round; is all that was sent clipped, and single units by themselves; did anything else leave in the clear; and do two
 accountants that share no code give the claim's ε for it. Chance alone refuses a sound training about once in a million.
 
-A receipt is not a proof. It sees numbers, not the generator that they came from, and says nothing of the machine they ran on.
+A receipt is not a proof. It sees numbers, not the generator that they came from, and says nothing of the machine they ran on. A coordinate
+without noise is seen where it is so in every draw of a site, from five draws on; not where it has a tenth of its noise, or lacks it in some
+draws only. What a channel hides is taken to be hidden: ``infl-bench check`` looks at its masks, not the receipt.
 """
 
 from __future__ import annotations
@@ -18,7 +20,19 @@ from typing import Any
 from suites import receipt_accounts
 from suites.contracts import Claim, Defense, Federation, Shape
 from suites.federation import Trained
-from suites.receipt_faults import CHANCE, deviation, interval, lacking, of_clipping, of_noise, of_sampling, of_settings, of_words, planned
+from suites.receipt_faults import (
+    CHANCE,
+    deviation,
+    interval,
+    lacking,
+    of_clipping,
+    of_coordinates,
+    of_noise,
+    of_sampling,
+    of_settings,
+    of_words,
+    planned,
+)
 from suites.receipt_wire import of_wire, summed
 from suites.stack import Stack
 from suites.witness import Moments, Site, Witness
@@ -92,6 +106,7 @@ def receipt(
         *of_clipping(layer, sites, trained.module),
         *(said for i, site in enumerate(sites) for said in of_sampling(i, site, layer, federation, claim)),
         *of_noise(sites, norm / share, claim),
+        *of_coordinates(sites),
         *_of_sums(layer, stack, place, claim),
     ]
     if not sites or not any(site.draws for site in found):

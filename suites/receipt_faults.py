@@ -20,6 +20,7 @@ from suites.witness import Moments, Site
 
 EVERY_SITE = "every site in every round"  # a round that a site sits out is counted as if it did not
 CHANCE = 1e-6  # at which a sound training is refused, each test of a receipt
+_GRAIN = 2e-3  # of the noise: half a step of the coarsest grid on which whole numbers are noised
 _ALIKE = 0.6  # correlation of two draws of 256 numbers: independent ones stay below .35
 _SPIKES = (1e4, 1.5)  # times the bound: updates that clipping must not let through
 _DIRECTIONS = 3  # at random, beside each tensor alone and all together
@@ -158,6 +159,25 @@ def of_sampling(index: int, site: Site, layer: Defense, federation: Federation, 
         yield f"site {index} drew its batches too evenly for Poisson sampling (shuffled epochs, or batches of a fixed size)"
     if stats.chi2.sf(wild, seen) < 1e-3 * CHANCE or away > 9:
         yield f"site {index} drew some {claim.unit}s, or in some steps, more often than independent draws at one rate do"
+
+
+def of_coordinates(sites: Sequence[Site]) -> Iterator[str]:
+    """One coordinate that had next to no noise in any draw, where chance leaves none so of all coordinates and sites.
+
+    From five draws on; with fewer, or where a coordinate went bare in some draws only, a receipt cannot tell it from chance.
+    """
+    for i, site in enumerate(sites):
+        many = len(sites) * sum(own.draws for own in site.noise.values()) / len(site.sizes)
+        for name, (at, most) in site.faint.items():
+            if not len(at):
+                continue
+            least = max(float(most.min()), _GRAIN, site.grain)
+            if many * math.erf(least / math.sqrt(2)) ** len(site.sizes) < CHANCE:
+                yield (
+                    f"coordinate {int(at[most.argmin()])} of '{name}' at site {i} never had more than {float(most.min()):.2g} of the noise "
+                    f"of the others, in {len(site.sizes)} draws"
+                )
+                break
 
 
 def of_noise(sites: Sequence[Site], norm: float, claim: Claim) -> Iterator[str]:

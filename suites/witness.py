@@ -17,6 +17,7 @@ from suites.contracts import Message, Params
 
 SAMPLED = 256  # coordinates of a draw that are kept, to see its shape and whether it repeats
 ROWS = 64  # draws a site of which so many are kept
+FAINT = 0.1  # of a message's noise: coordinates that never had more are followed one by one
 ALONE, AT_ONCE = 128, 32  # units of a site that are clipped alone as well, and of one batch
 
 
@@ -41,6 +42,8 @@ class Site:
     noise: dict[str, Moments] = field(default_factory=dict)
     rounds: dict[int, Moments] = field(default_factory=dict)  # of the whole message of a round, where messages are noised
     sample: list[Tensor] = field(default_factory=list)  # [SAMPLED] each
+    faint: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # coordinates of faint noise in all draws, and the most of it
+    grain: float = 0.0  # what single precision can tell apart, beside the noise
     longest: float = 0.0  # clipped sum, a unit of it
     single: float = 0.0  # the longest clipped gradient of one unit alone
     astray: float = 0.0  # how far single units, clipped alone, were from what they gave their batch
@@ -153,7 +156,25 @@ class Witness:
             flat = torch.cat([tensor.flatten()[:: max(1, tensor.numel() // SAMPLED)] for tensor in added.values()])
             chosen = torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat))).long()
             site.sample.append(flat[chosen].double().cpu())
+        if whole > 0:
+            Witness._followed(site, added, before, (whole / drawn) ** 0.5)
         return drawn, whole
+
+    @staticmethod
+    def _followed(site: Site, added: Params, before: Params, spread: float) -> None:
+        """Notes the coordinates that had next to no noise in this draw and in all before it; few of many, and soon none."""
+        for name, tensor in added.items():
+            flat = tensor.flatten()
+            if name not in site.faint:
+                at = (flat.abs() < FAINT * spread).nonzero().squeeze(1)
+                most = flat[at].abs() / spread
+            else:
+                at, most = site.faint[name]
+                most = torch.maximum(most, flat[at].abs() / spread)
+                at, most = at[most < FAINT], most[most < FAINT]
+            site.faint[name] = (at, most)
+            if len(at):
+                site.grain = max(site.grain, 2.0**-23 * float(before[name].flatten()[at].abs().max()) / spread)
 
 
 def _length(tensors: Params) -> float:
