@@ -45,7 +45,7 @@ _ROC: Final = (
     "are 95 % intervals over seeds, the number is the area under the curve, and in the grey field there are too few non-members to tell."
 )
 _KEY: Final = (
-    "A key that protects lets the line fall to the dashed one (the largest class alone) everywhere left of 1; a line "
+    "A key that protects lets the line fall to the dashed one (what no features give) everywhere left of 1; a line "
     "that stays up means that a wrong key opens the model."
 )
 _RECONSTRUCTION: Final = (

@@ -27,7 +27,10 @@ def data_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
     """Which records, from where, whose, and how they were dealt out."""
     request, cohort = dict(record.get("request") or {}), dict(record.get("cohort") or {})
     terms = [("Cohort", ", ".join(dict.fromkeys(results["data"])) or str(cohort.get("name") or words.MISSING))]
-    counted = [f"{cohort[what]} {what}" for what in ("records", "features", "classes", "persons") if cohort.get(what) is not None]
+    called = {"persons": cohort.get("units", "persons")}  # what a task with records of its own holds whole may be no person
+    counted = [
+        f"{cohort[what]} {called.get(what, what)}" for what in ("records", "features", "classes", "persons") if cohort.get(what) is not None
+    ]
     terms += [("Size", ", ".join(counted))] if counted else []
     if copies := cohort.get("copies"):
         terms.append(("Left out", f"{copies} records that repeat another in every value: a non-member would equal a member"))
@@ -111,7 +114,8 @@ def threat_terms(results: pd.DataFrame, record: Mapping[str, Any]) -> Terms:
         or ", ".join(sorted(set(results.get("unit", pd.Series(dtype=object)).dropna())))
         or words.MISSING
     )
-    terms.append(("Unit of privacy and of the split", str(unit)))
+    units = dict(record.get("cohort") or {}).get("units")
+    terms.append(("Unit of privacy and of the split", f"{unit} (here: {units})" if unit == "person" and units else str(unit)))
     federation = dict(request.get("federation") or {})
     if federation:
         local = dict(federation.get("local") or {})
@@ -177,6 +181,9 @@ def limits_in_words(results: pd.DataFrame, record: Mapping[str, Any]) -> list[st
             "Records, not persons, are the unit: where a person has several records, that person's membership is easier to "
             "tell than a record's."
         )
+    asked = [record, *(record.get("parts") or [])]
+    if units := list(dict.fromkeys(str(found) for part in asked if (found := dict(part.get("cohort") or {}).get("units")))):
+        said.append(f"Where a person is spoken of, the task holds something else whole: {', '.join(units)}.")
     if schema.upper_bound(results).any():
         said.append("Rows of an attack that read the truth are upper bounds; they are drawn as controls at most and enter no headline.")
     return said

@@ -95,7 +95,7 @@ def utility_table(results: pd.DataFrame, name: str) -> Table:
         )
     if floors:
         rows.append(
-            {"Defense": "largest class alone"}
+            {"Defense": words.floor(metrics[0] if metrics else "").removeprefix("the ")}
             | {words.metric(m): words.number(floors.get(f"{m}:floor", NAN)) for m in metrics}
             | {"seeds": words.MISSING}
         )

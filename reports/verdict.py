@@ -50,7 +50,7 @@ def _utility(results: pd.DataFrame) -> list[Said]:
     if table.empty:
         return []
     _, _, floor, _ = limits(results)
-    alone = f"; the largest class alone gives {words.number(floor)}" if math.isfinite(floor) else ""
+    alone = f"; {words.floor(metric)} gives {words.number(floor)}" if math.isfinite(floor) else ""
     if REFERENCE not in set(table["defense"]):
         best = table.sort_values("value", ascending=False, kind="stable").iloc[0]
         return [
@@ -144,13 +144,13 @@ def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
     """What wrong keys, one update and the first layer give away of one keyed defense, each a sentence with its numbers."""
     own = results[(results["defense"] == defense) & (results["status"] == "ok")]
     said = []
-    wrong = wrong_key(own)
+    wrong, nothing = wrong_key(own), words.floor(headline(results))
     if wrong is not None:
         said.append(
-            f"A wrong key {_opens(wrong)}. Its utility minus the right key's, paired by seed, is "
+            f"A wrong key {_opens(wrong, nothing)}. Its utility minus the right key's, paired by seed, is "
             f"{words.interval(wrong['difference'], wrong['low'], wrong['high'])} (n = {_seeds(wrong['n'])}): "
-            f"wrong keys open {words.number(wrong['wrong'])}, the right key {words.number(wrong['right'])}, the largest class "
-            f"alone {words.number(wrong['majority'])}."
+            f"wrong keys open {words.number(wrong['wrong'])}, the right key {words.number(wrong['right'])}, "
+            f"{nothing} {words.number(wrong['majority'])}."
         )
     errors = own[(own["goal"] == "key") & own["metric"].str.startswith("relative_error") & (own["key"].isin(schema.HEADLINE_KEYS))]
     single = errors.groupby(["attack", "view"])["metric"].transform("nunique") == 2  # the one tensor, and all of them: the same
@@ -179,15 +179,15 @@ def key_findings(results: pd.DataFrame, defense: str) -> list[str]:
     return said
 
 
-def _opens(wrong: dict[str, float]) -> str:
+def _opens(wrong: dict[str, float], nothing: str) -> str:
     room = wrong["right"] - wrong["majority"]
     share = (wrong["wrong"] - wrong["majority"]) / room if room > 0 else math.nan
     within = ", within the interval as far as the right key" if wrong["low"] <= 0 <= wrong["high"] else ""
     if not math.isfinite(share):
-        return "cannot be judged: the right key itself opens no more than the largest class alone"
+        return f"cannot be judged: the right key itself opens no more than {nothing}"
     if share >= 0.95:
         return f"opens the model{within}"
-    return f"opens {share:.0%} of what the right key opens above the largest class{within}" if share >= 0.05 else "does not open the model"
+    return f"opens {share:.0%} of what the right key opens above {nothing}{within}" if share >= 0.05 else "does not open the model"
 
 
 def wrong_key(own: pd.DataFrame) -> dict[str, float] | None:

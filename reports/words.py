@@ -116,7 +116,7 @@ SEES: Final = {
 GOALS: Final = {
     "reconstruction": "Reconstruction of records",
     "membership": "Membership of records",
-    "membership:person": "Membership of persons",
+    "membership:person": "Membership of units (a person, a tile, a perturbation)",
     "membership:site": "Membership of sites",
     "key": "Opening the model (key)",
     "property": "Properties of sites and records",
@@ -150,6 +150,12 @@ METRICS: Final = {
     "expected_calibration_error:perfect": "of a perfect one",
     "brier": "Brier score",
     "brier:share_alone": "of the share alone",
+}
+FLOORS: Final = {
+    "accuracy": "the largest class alone",
+    "balanced_accuracy": "the largest class alone",
+    "ari": "one cluster for all",
+    "pearson_delta": "no change for any gene",
 }
 KEYS: Final = {"without": "without the key", "none": "no key", "wrong": "wrong key", "right": "right key", "leaked": "leaked key"}
 
@@ -224,6 +230,11 @@ def metric(name: str) -> str:
     if exposure:
         return f"{metric(head)} after {exposure} records"
     return METRICS.get(name, name.replace("_", " "))
+
+
+def floor(headline: str) -> str:
+    """What a guess without features is, by the metric that judges: of classes the largest, of clusters one, of changes none."""
+    return FLOORS.get(headline, "the best guess without features")
 
 
 def number(value: float, digits: int = 3) -> str:

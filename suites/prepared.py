@@ -108,7 +108,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     data = DataSpec(**spec["data"])
     cohort = own.cohort(data) if own is not None else load(data)
     where = (spec["suite"], spec["task"], cohort.name, "seed", spec["seed"])
-    parts = split(cohort, SplitSpec(**spec["split"]), partition, *where, "split")
+    parts = split(cohort, SplitSpec(**spec["split"]), partition, *where, "split", units=getattr(task, "units", "persons"))
     gaps = _gaps(cohort.x, data, spec["task"], own is not None)
     if own is not None:
         table = own.table(cohort, parts)
@@ -154,6 +154,7 @@ def _compute(spec: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
         tensors["site_of"] = torch.from_numpy(cohort.site)[rows]
     about = {name: getattr(cohort, name) for name in ("name", "citation", "licence", "transform", "digest")}
     persons = {} if cohort.person is None else {"persons": len(set(cohort.person.tolist()))}
+    persons |= {"units": task.units} if persons and hasattr(task, "units") else {}  # what a task calls them, where they are no persons
     copies = {"copies": parts.copies} if parts.copies else {}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}, {**about, "classes": len(cohort.classes), **persons, **copies}
 

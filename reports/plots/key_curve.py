@@ -32,7 +32,7 @@ def key_curve(results: pd.DataFrame, curves: pd.DataFrame | None = None, *, colo
     -------
     Figure
         "Wrong key" is another key of the same distribution and stands at share 0; "no key" is the model on its path without one. A key
-        that protects falls to the dashed line (the largest class alone) everywhere left of 1.
+        that protects falls to the dashed line (what no features give) everywhere left of 1.
     """
     marks = colours or style.marks(results["defense"])
     table = openings(results)
@@ -57,7 +57,7 @@ def key_curve(results: pd.DataFrame, curves: pd.DataFrame | None = None, *, colo
                     marks[name],
                     offsets[name],
                 )
-        _frame(axes, table, floor)
+        _frame(axes, table, floor, words.floor(metric).removeprefix("the "))
         _names(axes, table, names, marks)
     return figure
 
@@ -99,7 +99,7 @@ def _dots(axes: Any, table: pd.DataFrame, mark: style.Mark, offset: float) -> No
     axes.plot(offset - 0.02 - 0.05 * golden, y, ".", color=mark.colour, alpha=0.35, markersize=3.5, markeredgewidth=0, zorder=2)
 
 
-def _frame(axes: Any, table: pd.DataFrame, floor: float) -> None:
+def _frame(axes: Any, table: pd.DataFrame, floor: float, what: str) -> None:
     values = np.concatenate(
         [table[c].dropna().to_numpy(float) for c in ("value", "low", "high")] + [[floor] if math.isfinite(floor) else []]
     )
@@ -113,7 +113,7 @@ def _frame(axes: Any, table: pd.DataFrame, floor: float) -> None:
     axes.grid(visible=True, axis="y", alpha=0.7)
     if math.isfinite(floor):
         axes.plot([_NONE - 0.1, 1.06], [floor, floor], color=style.MUTED, linewidth=0.9, dashes=(3, 2), zorder=1)
-        axes.annotate("largest class alone", (1.07, floor), va="center", fontsize=8, color=style.MUTED)
+        axes.annotate(what, (1.07, floor), va="center", fontsize=8, color=style.MUTED)
 
 
 def _names(axes: Any, table: pd.DataFrame, names: list[str], marks: dict[str, style.Mark]) -> None:

@@ -69,7 +69,7 @@ def plane(
         axes.set_xlabel("worst-case leakage: 0 = guessing without looking, 1 = the truth itself   (less is better)")
         axes.set_ylabel(f"{words.metric(metric)} on test records   (more is better)")
         axes.grid(visible=True, alpha=0.7)
-        lines = _front(axes, drawn) + _ends(axes, floor)
+        lines = _front(axes, drawn) + _ends(axes, floor, words.floor(metric).removeprefix("the "))
         labels = []
         lines += _claim_name(axes, drawn) if goal == "membership" else []
         for row in each(drawn):
@@ -139,7 +139,7 @@ def _clip(value: float) -> float:
     return min(max(value, LEFT), RIGHT)
 
 
-def _ends(axes: Any, floor: float) -> list[Segment]:
+def _ends(axes: Any, floor: float, what: str) -> list[Segment]:
     """The scales' ends: what guessing without looking takes, the truth, and the utility of no model at all."""
     lines: list[Segment] = []
     for x, name in ((0.0, "controls"), (1.0, "oracle")):
@@ -157,7 +157,7 @@ def _ends(axes: Any, floor: float) -> list[Segment]:
         lines.append((x, axes.get_ylim()[0], x, axes.get_ylim()[1]))
     if math.isfinite(floor):
         axes.axhline(floor, color=style.MUTED, linewidth=0.9, dashes=(3, 2), zorder=1)
-        lines += [*_write(axes, 0.98, floor, "largest class alone", -10.5), (LEFT - EDGE, floor, RIGHT + EDGE, floor)]
+        lines += [*_write(axes, 0.98, floor, what, -10.5), (LEFT - EDGE, floor, RIGHT + EDGE, floor)]
     return lines
 
 

@@ -48,6 +48,7 @@ class Perturbation:
 
     name: ClassVar[str] = "perturbation"
     lower: frozenset[str] = frozenset({"mse", "mse_top20"})
+    units: ClassVar[str] = "perturbations in a cell line"  # what no part of the split shares, and a membership of persons asks about
 
     def __init__(self, *, hidden: int = 64, blocks: int = 1, separator: str = "auto", control: str = "") -> None:
         if hidden < 1 or blocks < 1:

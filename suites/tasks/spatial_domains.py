@@ -69,6 +69,7 @@ class SpatialDomains:
                 "spatial_domains needs hidden, width and strips of at least 1 and tiles of at least 3, or a part has no tile"
             )
         self.hidden, self.width, self.strips, self.tiles, self.unit = hidden, width, strips, tiles, unit
+        self.units = {"tile": "tiles of tissue", "section": "sections of tissue", "donor": "donors"}[unit]
         self.layout = Layout((1,), PLACE)
         self.room: NDArray[np.float32] | None = None  # where the table is to lie, between reading and laying out
 

@@ -45,6 +45,7 @@ class Structured(Protocol):
     """A task that lays out its own records. One object serves one cohort: ``learn`` is called before ``net``."""
 
     lower: frozenset[str]  # metrics of which less is better
+    # Optional, a ``str``: ``units``, what the task calls the units that stand as ``person`` where they are no persons; reports use it.
 
     def cohort(self, data: DataSpec) -> Cohort:
         """The records before the split: labels, sites, and as ``person`` the unit that no part shares with another."""
