@@ -42,8 +42,8 @@ class Split:
     copies: int = 0  # records that repeat another and lie in no part
 
 
-def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object) -> Split:
-    """Cut a cohort; equal coordinates give the same parts, and the parts do not depend on the partition.
+def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object, units: str = "persons") -> Split:
+    """Cut a cohort; equal coordinates give the same parts, and the parts do not depend on the partition. ``units`` says what persons are.
 
     Classes (and within them known sites) are stratified as well as whole records or persons allow. An attribute is not: where members had
     the public's share of it by design, an attack on that share would be asked what it knows. Of records that are the same, the first stays.
@@ -58,9 +58,9 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
     kept = np.flatnonzero(first == np.arange(len(cohort)))
     copies = len(cohort) - len(kept)
     if not copies:
-        return _cut(cohort, split, partition, *coordinates)
+        return _cut(cohort, split, partition, *coordinates, units=units)
     try:
-        cut = _cut(cohort.take(kept), split, partition, *coordinates)
+        cut = _cut(cohort.take(kept), split, partition, *coordinates, units=units)
     except RequestError as error:
         raise RequestError(f"{error} ({copies} of the {len(cohort)} records repeat another and were left out)") from None
     place = torch.from_numpy(kept)
@@ -68,7 +68,7 @@ def split(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinat
     return Split(sites, place[cut.validation], place[cut.test], place[cut.auxiliary], cut.names, withheld, copies)
 
 
-def _cut(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object) -> Split:
+def _cut(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinates: object, units: str) -> Split:
     """``split`` of records that are all different."""
     if split.unit == "person" and cohort.person is None:
         raise RequestError(
@@ -79,9 +79,13 @@ def _cut(cohort: Cohort, split: SplitSpec, partition: PartitionSpec, *coordinate
     part = _parts(cohort, split, stream("split", split.unit, *coordinates))
     for code, (name, share) in enumerate(zip(_PARTS, split.shares)):
         if share > 0 and not (part == code).any():
+            people = cohort.person if split.unit == "person" else None
+            held = "too few records" if people is None else f"too few {units} ({len(np.unique(people))})"
+            spared = ", or 0" if name == "validation" else ""
+            other = "" if people is None else f", or part the records of one of the {units} (unit: record)"
             raise RequestError(
-                f"{cohort.name} has too few {split.unit}s for a {name} part of {share:g}; give that part a larger share "
-                f"(`split: {{{name}: …}}` in a copy of the suite's YAML file), or 0"
+                f"{cohort.name} has {held} for a {name} part of {share:g}; give that part a larger share (`split: {{{name}: …}}` in a copy "
+                f"of the suite's YAML file){spared}{other}"
             )
     train = np.flatnonzero(part == 0)
     site, names = _sites(cohort, split, partition, train, stream("partition", partition.kind, *coordinates))

@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 from scipy import io, sparse
 
+from suites import api
 from suites.cohorts import published_files
 from suites.cohorts.load import load
 from suites.cohorts.published_files import convert
 from suites.cohorts.spec import DataSpec
 from suites.errors import RequestError
+from suites.rehearsal import rehearse
 from suites.tasks.perturbation import Perturbation
 from tests.suites.test_cli import complains, infl_bench
 
@@ -168,6 +170,23 @@ def test_genes_are_chosen_on_control_cells_alone(tmp_path: Path, monkeypatch: py
             wild.unlink()
     io.mmwrite(tmp_path / "b" / "Sh-H" / "matrix.mtx", sparse.coo_matrix(np.random.default_rng(9).poisson(500, (7, 9))))
     assert list(convert("huvec", tmp_path / "b").var_names) == before
+
+
+def test_the_converted_knock_downs_run_by_the_suite_in_the_docs(tmp_path: Path) -> None:
+    for i, name in enumerate(("SCR", "Sh-B", "Sh-E", "Sh-H")):
+        tenx(tmp_path / "given" / name, 40 + i, [f"GENE{gene}" for gene in range(30)], i)
+    out = tmp_path / "huvec.h5ad"
+    convert("huvec", tmp_path / "given").write_h5ad(out)
+    own = Path(__file__).parents[3] / "docs" / "huvec.yaml"
+    asked = api.request(own, data=str(out), label="condition", seeds=1, out=tmp_path / "out").plan
+    found = rehearse(asked)
+    assert found.unread == []
+    assert len(found.trainings) == 5  # every defense trains on it
+    held_out = api.request(
+        "perturbation", data=str(out), label="condition", site="cell_type", seeds=1, defenses=["fedavg"], out=tmp_path
+    ).plan
+    with pytest.raises(RequestError, match=r"too few perturbations in a cell line \(3\) for a validation part.*unit: record"):
+        rehearse(held_out)
 
 
 def test_other_layouts_than_huvec(tmp_path: Path) -> None:
