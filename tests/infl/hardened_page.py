@@ -49,6 +49,15 @@ def cells(limits: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_known(line: pd.DataFrame) -> pd.DataFrame:
+    """One row a count of known records: the mean over seeds with Student's interval, or the one seed's own."""
+    rows = []
+    for count, own in line.groupby("known"):
+        ends = interval(own["share"]) if len(own) > 1 else tuple(float(own[name].iloc[0]) for name in ("share", "low", "high"))
+        rows.append({"known": count, "seeds": len(own), **dict(zip(("share", "low", "high"), ends))})
+    return pd.DataFrame(rows)
+
+
 def said(row: Mapping[Hashable, Any]) -> str:
     """A share with its interval, and the number of seeds where there are several."""
     seeds = f" ({row['seeds']})" if row["seeds"] > 1 else ""
@@ -135,7 +144,8 @@ def draw(limits: pd.DataFrame, known: pd.DataFrame, collusion: pd.DataFrame) -> 
         panels[f"{cohorts[0]} norms"].plot([], [], "o-", color=colour[spread], label=f"c = {spread:g}")
     panels[f"{cohorts[0]} norms"].legend(fontsize=7)
     panel = panels["known"]
-    for (defense, spread, size), own in known.groupby(["defense", "spread", "records_behind"]):
+    for defense, spread, size in sorted(set(zip(known["defense"], known["spread"], known["records_behind"]))):
+        own = by_known(known[(known["defense"] == defense) & (known["spread"] == spread) & (known["records_behind"] == size)])
         ends = [list(own["share"] - own["low"]), list(own["high"] - own["share"])]
         alone = defense == ALONE
         label = f"c = {spread:g}, N = {size}" if alone else f"c = {spread:g}, sums of {size}"
@@ -146,7 +156,7 @@ def draw(limits: pd.DataFrame, known: pd.DataFrame, collusion: pd.DataFrame) -> 
     panel.set_xlabel("records that the adversary knows")
     panel.set_ylabel("share named above chance")
     panel.set_title("pbmc68k: known plaintexts, alone and (squares) behind secure aggregation", fontsize=10)
-    panel.legend(fontsize=6, ncols=2, loc="center left")
+    panel.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(0.0, 0.56))
     _collusion(panels["site"], collusion)
     return figure
 

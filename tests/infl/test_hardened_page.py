@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from infl.hardened import Hardened
+from reports.intervals import clopper_pearson
 from suites.api import run
 from tests.infl.hardened_limits import ALONE, STACKED
-from tests.infl.hardened_page import ATTACKS, BEHIND, DOCS, LIFTED, cells, draw, made, membership_table, put, source
+from tests.infl.hardened_page import ATTACKS, BEHIND, DOCS, LIFTED, by_known, cells, draw, made, membership_table, put, source
 from tests.infl.hardened_tables import OURS, PLAIN, collusion
 
 
@@ -104,8 +105,13 @@ def test_known_plaintexts_name_out_of_sums_what_the_page_says() -> None:
     assert (small["share"] == 1.0).all()
     assert "Sums of one record a site give up all others with 0, 3, 10, 30 and 100 known" in text
     assert f"sums of 8 a site {100 * sixteen['share'].min():.0f} to {100 * sixteen['share'].max():.0f} %" in text
+    told = most[most["known"] == 100]
+    ends = [(end - told["chance"].mean()) / (1 - told["chance"].mean()) for end in clopper_pearson(told["hits"].sum(), told["of"].sum())]
+    assert f"the three seeds' {told['of'].sum()} records together give {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %" in text
+    most = by_known(most)
+    assert (most["seeds"] == 3).all()
     assert ((most["low"] <= 0) & (most["high"] >= 0)).all()
-    assert f"sums of 64 a site no more than chance ({100 * most['share'].min():+.0f} to {100 * most['share'].max():+.0f} %" in text
+    assert f"sums of 64 a site little ({100 * most['share'].min():+.0f} to {100 * most['share'].max():+.0f} %" in text
 
 
 def test_more_messages_in_sight_make_batches_fall_as_the_page_says() -> None:
