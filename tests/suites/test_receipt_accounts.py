@@ -10,6 +10,7 @@ from scipy import special
 
 from baselines.dp_sgd import DPSGD
 from baselines.skellam import Skellam
+from reports.receipts import refusals
 from suites import integer_noise, loss_distribution, receipt_accounts
 from suites.contracts import Claim
 from tests.suites.test_receipt import FEDERATION, of
@@ -68,6 +69,8 @@ def test_skellam_noise_is_accounted_for_as_such_and_the_receipt_says_what_is_cla
     (note,) = found.notes
     assert "ε = 20 is claimed by the Rényi bound for Skellam noise" in note
     assert "would have ε = 18.0" in note
+    told = {"receipts": [{"defense": "skellam", "seed": seed, **found.record()} for seed in (0, 1)]}
+    assert sum(note in said for said in refusals(told)) == 1
 
 
 @pytest.mark.parametrize(
