@@ -21,7 +21,7 @@ from suites.errors import RequestError, did_you_mean
 
 _TABLES = {".csv", ".tsv", ".txt", ".tab"}
 _BLOCK = 1 << 24  # bytes of values read at a time
-_MISSING = {"", "nan", "NaN", "NA", "<NA>"}
+_MISSING = {"", "nan", "NaN", "NA", "<NA>", "None"}  # the last is what str() makes of a gap
 
 
 @contextmanager
@@ -59,7 +59,9 @@ def open_h5ad(path: str | Path) -> Iterator[h5py.File]:
 def columns(file: h5py.File, table: str = "obs") -> list[str]:
     """The table's columns in alphabetical order, without its index."""
     held = file[table]
-    names = held.dtype.names if isinstance(held, h5py.Dataset) else [n for n in held if not n.startswith("__")]
+    names = (
+        held.dtype.names if isinstance(held, h5py.Dataset) else [n for n in held if n != "__categories"]
+    )  # where anndata 0.7 keeps its lists
     return sorted(set(names) - {_index(held)})
 
 
@@ -161,7 +163,7 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
     if held is None or (isinstance(held, h5py.Group) and not compressed.PARTS & set(held)):
         present = [key for key in ("X", "raw") if key in file or f"{key}.X" in file]
         present += [f"{part}/{name}" for part in ("layers", "obsm") if isinstance(file.get(part), h5py.Group) for name in file[part]]
-        raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else '; write one into X'}")
+        raise _no_matrix(file, where, present)
     out = np.empty((int(rows.sum()), features), dtype=np.float32)
     shape = compressed.shape(held, where)
     if shape != (len(rows), features):
@@ -172,6 +174,16 @@ def matrix(file: h5py.File, where: str, rows: NDArray[np.bool_], features: int) 
     else:
         _sparse(compressed.opened(held, where), rows, out)
     return out
+
+
+def _no_matrix(file: h5py.File, where: str, present: Sequence[str]) -> RequestError:
+    """Which there are; one that differs in capitals alone is the nearest."""
+    if not present:
+        return RequestError(f"{file.filename} holds no matrix '{where}'; write one into X")
+    same = [name for name in present if name.lower() == where.lower()]
+    near = f"; did you mean '{same[0]}'?" if same else did_you_mean(where, present)
+    example = same[0] if same else present[0]
+    return RequestError(f"{file.filename} holds no matrix '{where}'{near} (a suite file chooses one: data: {{matrix: {example}}})")
 
 
 def own_names(file: h5py.File, where: str) -> tuple[str, ...] | None:
@@ -195,7 +207,7 @@ def sparse_matrix(file: h5py.File, where: str, rows: NDArray[np.bool_]) -> Any:
         return sparse.csr_matrix(frame.values(held, rows))
     if held is None or (isinstance(held, h5py.Group) and not compressed.PARTS & set(held)):
         present = [f"obsm/{name}" for name in file.get("obsm", ())]
-        raise RequestError(f"{file.filename} holds no matrix '{where}'{did_you_mean(where, present) if present else ''}")
+        raise _no_matrix(file, where, present)
     shape = compressed.shape(held, where)
     if len(shape) != 2 or shape[0] != len(rows):
         raise RequestError(f"{file.filename}: matrix '{where}' is no table of {len(rows)} records; write the file again with anndata")

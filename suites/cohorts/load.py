@@ -165,8 +165,8 @@ def _labelled(path: Path, label: str, labels: Texts, asked: NDArray[np.bool_], d
     gaps = int(asked.sum() - rows.sum())
     if gaps and "unlabelled" not in data.drop:
         raise RequestError(
-            f"{path}: {gaps} of {asked.sum()} records have no '{label}', so there is nothing to learn from them; "
-            "set drop: [unlabelled] (--drop unlabelled)"
+            f"{path}: {gaps} of {asked.sum()} records have no '{label}' (empty, NaN, None, or a word such as unassigned), so there is "
+            "nothing to learn from them; set drop: [unlabelled] (--drop unlabelled)"
         )
     names, code, count = np.unique(labels[rows].astype(str), return_inverse=True, return_counts=True)
     rare = count < 2

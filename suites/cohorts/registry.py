@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from suites.cohorts.originals import ORIGINALS
 from suites.errors import RequestError, did_you_mean
 
 
@@ -41,6 +42,7 @@ class Card:
             ("citation", self.citation),
             ("cautions", self.cautions),
         ]
+        rows += [("file", f"{each.url} ({each.size:,} bytes, SHA-256 {each.sha256})") for each in ORIGINALS.get(self.name, ())]
         return "\n".join([f"{self.name}: {self.title}", *(f"  {key:<9} {value}" for key, value in rows)])
 
 

@@ -181,6 +181,32 @@ def test_raw_layers_and_obsm_are_chosen_by_name_and_others_stay_on_disk(tmp_path
     assert "no matrix 'raw'" in complaint(write(tmp_path, made()), matrix="raw")
 
 
+def test_a_matrix_that_is_not_there_is_answered_with_the_nearest_and_how_to_choose_it(tmp_path: Path) -> None:
+    data = made()
+    data.obsm["pca"], data.obsm["tab"] = np.ones((N, 2)), np.ones((N, 2))
+    data.layers["counts"] = counts()
+    path = write(tmp_path, data)
+    assert "did you mean 'obsm/pca'?" in complaint(path, matrix="obsm/PCA")
+    with pytest.raises(RequestError, match=r"did you mean 'obsm/pca'\?"):
+        counts_as_stored(DataSpec(path=path, label="cell", matrix="obsm/PCA"))
+    data.X = None
+    assert "matrix: layers/counts" in complaint(write(tmp_path, data))
+
+
+def test_a_column_may_begin_with_two_underscores(tmp_path: Path) -> None:
+    assert read(write(tmp_path, made(**{"__cat": np.array(["t", "b"])[np.arange(N) % 2]})), label="__cat").classes == ("b", "t")
+
+
+def test_the_word_none_is_a_gap_as_nan_is(tmp_path: Path) -> None:
+    words = np.array(["t", "b", "None"], dtype=object)[np.arange(N) % 3]
+    gaps = np.array([None if word == "None" else word for word in words], dtype=object)
+    for column in (words, gaps):
+        path = write(tmp_path, made(kind=column))
+        assert "20 of 60 records have no 'kind'" in complaint(path, label="kind")
+        assert "20 records have no 'kind', so their site is unknown" in complaint(path, site="kind")
+        assert read(path, label="kind", drop=("unlabelled",)).classes == ("b", "t")
+
+
 def test_repeated_feature_names_are_numbered(tmp_path: Path) -> None:
     data = made()
     data.var_names = ["g", "h", "g", "g", *[f"k{i}" for i in range(F - 4)]]

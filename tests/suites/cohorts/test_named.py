@@ -11,6 +11,8 @@ import scanpy
 
 from suites.cohorts import registry
 from suites.cohorts.load import load
+from suites.cohorts.originals import ORIGINALS
+from suites.cohorts.registry import card
 from suites.cohorts.spec import DataSpec
 from suites.cohorts.synthetic import Recipe, Truth, generate, recipe
 from suites.contracts import RequestError
@@ -49,6 +51,14 @@ def test_every_card_is_complete_and_a_typo_is_answered() -> None:
         load(DataSpec(name="pbmc86k"))
     with pytest.raises(RequestError, match="remove them"):
         load(DataSpec(name="pbmc68k", params={"records": 3}))
+
+
+def test_a_card_says_where_its_files_come_from_and_what_they_are() -> None:
+    for name, originals in ORIGINALS.items():
+        said = card(name).text()
+        for original in originals:
+            assert f"{original.url} ({original.size:,} bytes, SHA-256 {original.sha256})" in said
+    assert "SHA-256" not in card("pbmc68k").text()
 
 
 def test_a_generated_cohort_is_its_truth_plus_unit_noise() -> None:
