@@ -7,14 +7,19 @@ fetched again, so an interrupted fetch goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from suites.cohorts.originals import ORIGINALS, Original
 from suites.errors import RequestError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache() -> Path:
@@ -53,8 +58,13 @@ def _one(original: Original, mirror: Path | None, say: Callable[[str], None]) ->
         verify(found, original)
         return found
     stored = cache() / "originals" / original.file
-    say(f"downloading {original.url} ({original.size / 1e6:.1f} MB)")
-    _download(original, stored)
+    make_folder(stored.parent)
+    with _alone(stored.parent):
+        if not stored.exists():  # another process may have fetched it while this one waited
+            for stale in stored.parent.glob(f"{tempfile.gettempprefix()}*"):
+                stale.unlink(missing_ok=True)  # of a download that was killed: nobody else is at it
+            say(f"downloading {original.url} ({original.size / 1e6:.1f} MB)")
+            _download(original, stored)
     verify(stored, original)
     return stored
 
@@ -81,7 +91,6 @@ def _download(original: Original, path: Path) -> None:
         import pooch  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         raise RequestError(f"downloading {path.name} needs pooch, which is not installed; run pip install 'infl-bench[data]'") from None
-    make_folder(path.parent)
     pooch.get_logger().setLevel("ERROR")
     try:
         pooch.retrieve(original.url, known_hash=f"sha256:{original.sha256}", fname=path.name, path=path.parent)
@@ -90,11 +99,34 @@ def _download(original: Original, path: Path) -> None:
             f"{original.url} no longer serves the pinned file, so its numbers would not compare; use a mirror folder that has it "
             "($INFL_BENCH_DATA)"
         ) from error
-    except Exception as error:  # requests, urllib3, ftp and ssl raise their own
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise _unreachable(original, error) from error
         raise RequestError(
-            f"{original.url} could not be downloaded ({type(error).__name__}); without a network, copy {original.file} into a folder "
-            "and name that folder by --mirror or $INFL_BENCH_DATA"
+            f"the cache folder {path.parent} has no room for {path.name} ({original.size / 1e6:.1f} MB: {error.strerror}); make room or "
+            "set $INFL_BENCH_CACHE"
         ) from error
+    except Exception as error:  # requests, urllib3, ftp and ssl raise their own
+        raise _unreachable(original, error) from error
+
+
+def _unreachable(original: Original, error: Exception) -> RequestError:
+    return RequestError(
+        f"{original.url} could not be downloaded ({type(error).__name__}); without a network, copy {original.file} into a folder "
+        "and name that folder by --mirror or $INFL_BENCH_DATA"
+    )
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the kernel gives the lock back when its holder dies. A file system without locks goes without."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def make_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import os
 import resource
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -314,6 +315,40 @@ def test_a_download_is_verified_kept_and_not_repeated(server: list[str], own_cac
     assert len(server) == 3
     assert parsed("lymph_node_adt").exists()
     assert len(server) == 3
+
+
+def test_what_a_killed_download_left_goes_before_the_next(server: list[str], own_cache: Path) -> None:
+    pytest.importorskip("pooch")
+    folder = own_cache / "originals" / "osmfish"
+    folder.mkdir(parents=True)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as half:  # as pooch names what it downloads into
+        half.write(b"half")
+    (path,) = fetch.fetch("osmfish").values()
+    assert list(folder.iterdir()) == [path]
+    assert len(server) == 1
+
+
+def test_two_processes_fetch_a_file_once(server: list[str], own_cache: Path) -> None:
+    pytest.importorskip("pooch")
+    said: list[str] = []
+    both = [threading.Thread(target=fetch.fetch, args=("osmfish", None, said.append)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert len(server) == len(said) == 1
+
+
+def test_a_download_without_room_is_one_sentence(server: list[str], own_cache: Path) -> None:
+    pytest.importorskip("pooch")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+    try:
+        with pytest.raises(RequestError, match=r"has no room for osmFISH.*make room"):
+            fetch.fetch("osmfish")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in own_cache.rglob("*") if path.is_file()]
 
 
 def test_a_server_with_other_bytes_leaves_nothing_behind(server: list[str], mirror: Path, own_cache: Path) -> None:
