@@ -75,7 +75,7 @@ class Reveal:
 
 def terms(round_index: int, context: bytes, broadcast: bytes, *, rules: Rules, encoding: FixedPoint, length: int) -> bytes:
     """The hash of all that is agreed before any key: round, context, broadcast, rules, encoding, words in a vector."""
-    public = f"infl-bench secure aggregation v1|{round_index}|{rules!r}|{encoding!r}|{length}|{len(context)}|".encode()
+    public = f"infl-bench secure aggregation v2|{round_index}|{rules!r}|{encoding!r}|{length}|{len(context)}|".encode()
     return hashlib.sha256(public + context + broadcast).digest()
 
 

@@ -47,6 +47,8 @@ def embed(
     three times a plain one's time at 1,000 features and 25 times at 9,105. To train, prepare all records once and train the plain model
     on them, as ``infl.deploy.KeyedSite`` does (``site.x``); embed the trained one where it is to take records as they are.
 
+    Only ``forward`` mixes: another method of the model, or a part of it called by itself, works on what it is given, mixed or not.
+
     Compile what comes out, not what goes in; ``hardened`` mixes outside compiled code, so without ``fullgraph=True``. Neither of the
     two with a secret can be traced, scripted or exported (``torch.jit``, ``torch.export``, ``torch.fx``), since the key would be in the
     file; ``make_fx`` and whatever else reads a module's buffers is not stopped.

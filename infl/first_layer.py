@@ -13,11 +13,13 @@ _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def units_reading(net: nn.Module, x: Tensor) -> int:
-    """Units of the widest layer that is fed the records ``x`` [n, F], wherever it is defined; 0 where that cannot be told.
+    """Units of all layers that are fed the records ``x`` [n, F], wherever they are defined; 0 where that cannot be told.
+
+    Two layers that read the same records show as many rows of their span as one of both widths would, so widths add up.
 
     Found in one forward pass, in which nothing passes a layer with a weight matrix: whatever such a layer is fed that still depends on
-    ``x`` was not read by another one before. Where no such layer is called, or the pass fails, the widest layer of all counts, which is
-    never too few. The units of a recurrent layer are the rows of its inputs' weights: one for each gate.
+    ``x`` was not read by another one before. Where no such layer is called, or the pass fails, all layers count, which is never too
+    few. The units of a recurrent layer are the rows of its inputs' weights: one for each gate.
     """
     try:
         width = _in_a_pass(net, x)
@@ -25,7 +27,7 @@ def units_reading(net: nn.Module, x: Tensor) -> int:
         width = None
     if width is None:
         found = [_units(layer) for layer in net.modules() if _reads(layer)]
-        width = 0 if None in found else max((units for units in found if units is not None), default=0)
+        width = 0 if None in found else sum(units for units in found if units is not None)
     return width
 
 
@@ -53,7 +55,7 @@ def _in_a_pass(net: nn.Module, x: Tensor) -> int | None:
             read[id(layer)] = layer.out_features
     if not read:
         return None
-    return 0 if 0 in read.values() else max(read.values())
+    return 0 if 0 in read.values() else sum(read.values())
 
 
 def _reads(layer: nn.Module) -> bool:

@@ -131,7 +131,7 @@ class Hardened(Defense):
         return Claim(kind="keyed", server_sees="every site's update, in mixed coordinates", sentence=open_ if short else hidden)
 
 
-@lru_cache(maxsize=4)  # drawing it takes longer than mixing the fifty records that a part of a wide cohort has
+@lru_cache(maxsize=4)  # drawing takes longer than mixing a batch; keys stay in memory as long as the process
 def _mixing(key: bytes, width: int, spread: float) -> Mixing:
     return Mixing.draw(KeyStream(key).child("infl:hardened", width), width, spread)
 

@@ -13,7 +13,6 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from infl.graft import Withheld, refuse_recording
 from infl.hardened import Hardened, normalised
-from infl.mixing import Mixing
 from suites.contracts import RequestError, Secret
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -31,7 +30,6 @@ class MixedInput(Withheld):
         super().__init__()
         self._defense = defense
         self.register_buffer("key", secret["key"].clone(), persistent=False)
-        self._drawn: tuple[bytes, int, Mixing] | None = None  # drawing costs more than a step of a small network
 
     def forward(self, x: Tensor) -> Tensor:
         refuse_recording()
@@ -45,13 +43,8 @@ class MixedInput(Withheld):
         if not x.is_floating_point():
             raise RequestError(f"infl:hardened mixes numbers and these records are {x.dtype}: give it measured values, not indices")
         flat = x.flatten(1) if x.dim() > 2 else x
-        return self._mixing(flat.shape[-1])(normalised(flat)).to(x.dtype).view(x.shape)
-
-    def _mixing(self, width: int) -> Mixing:
-        held = bytes(self.key.tolist())
-        if self._drawn is None or self._drawn[:2] != (held, width):
-            self._drawn = (held, width, self._defense.mixing(Secret(key=self.key.cpu()), width))
-        return self._drawn[2]
+        mixing = self._defense.mixing(Secret(key=self.key.cpu()), flat.shape[-1])
+        return mixing(normalised(flat)).to(x.dtype).view(x.shape)
 
 
 def mix_inputs(model: nn.Module, defense: Hardened, secret: Secret) -> nn.Module:

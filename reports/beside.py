@@ -65,7 +65,8 @@ def _borrowed(told: pd.DataFrame, ok: pd.DataFrame) -> pd.DataFrame:
     """Gains of every other defense over the simple methods that some defense's cells were ``told`` of, seed by seed."""
     simple = told[told["control"] != UNTRAINED][["suite", "task", "data", "seed", "measure", "control"]].drop_duplicates()
     simple = simple.assign(metric=simple["measure"] + ":" + simple["control"])
-    run = ok[ok["role"] == "control"].drop_duplicates(["suite", "task", "data", "seed", "metric"])
+    run = ok[ok["role"] == "control"].sort_values("defense", key=lambda name: name != "centralized", kind="stable")  # whose, where several
+    run = run.drop_duplicates(["suite", "task", "data", "seed", "metric"])
     simple = simple.merge(run[["suite", "task", "data", "seed", "metric", "value"]], on=["suite", "task", "data", "seed", "metric"])
     own = ok[ok["role"] == "utility"].assign(measure=lambda rows: rows["metric"])
     found = own.merge(simple[[*_SCENE, "control", "value"]], on=_SCENE, suffixes=("", "_simple"))

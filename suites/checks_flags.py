@@ -78,6 +78,7 @@ def noise_shares(
     bounds = [layer.bound for layer in stack.layers if layer.bound is not None]
     changing = sum((type(layer).encode, type(layer).encode_kept) != (Defense.encode, Defense.encode_kept) for layer in stack.layers)
     sized = len(bounds) + (stack.clip is not None) == 1 and changing <= len(bounds)
+    bounds = [min(bounds)] if bounds else []
     sigma = (claim.noise_multiplier or 0.0) / math.sqrt(claim.shares)
     for broadcast, record in _probed(evidence):
         probe = record.probe

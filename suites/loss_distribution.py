@@ -83,8 +83,8 @@ def _sampled_gaussian(rate: float, noise: float) -> tuple[tuple[Floats, Floats],
 def skellam(deviation: float, shift: float, steps: int, delta: float) -> float:
     """ε at ``delta`` by Rényi orders of ``steps`` sums with Skellam noise, of which one unit moves a coordinate by ``shift``; grid steps.
 
-    No theorem: the divergence is summed over the law of the noise, at every whole order to 1,024, and is that of one change that a unit
-    can make; no bound on it may lie lower.
+    No theorem: the divergence is summed over the law of the noise, at every whole order to 1,024, and is that of one coordinate moved
+    so far.
     """
     orders = np.arange(2.0, 1025.0)[:, None]
     stride = max(1.0, math.floor(deviation / 16))  # a sum over a smooth law loses nothing by it

@@ -143,6 +143,7 @@ def receipt(
 _CAVEATS = (
     "sizes of sites and the list of classes and features are taken as public",
     "the referee's own probes and the choice of settings over runs are not counted",
+    "what a layer does to a message after its noise is taken to be a function of the noised update alone",
     "noise comes from a statistical generator; a deployment has to draw it from a cryptographic one",
 )
 

@@ -73,10 +73,10 @@ def notes(claim: Claim, ran: Sequence[tuple[float, int]], drawn: float, found: M
         other = max((loss_distribution.epsilon(rate, drawn / shift, steps, delta) for rate, steps in ran), default=math.inf)
         yield (
             f"ε = {claimed:.4g} is claimed by the Rényi bound for Skellam noise; Gaussian noise of its size would have ε = {other:.4g} "
-            f"by its loss distribution (dp-accounting's PLD), {1 - other / claimed:.1%} less, but no proof carries that over to Skellam "
+            f"by its loss distribution, {1 - other / claimed:.1%} less, but no proof carries that over to Skellam "
             "noise in many coordinates"
         )
-    if most * (1 + AGREE) < claimed:
+    if most > 0 and most * (1 + AGREE) < claimed:
         counted = max((steps for _, steps in ran), default=0)
         why = f", since it counts {claim.steps} steps and {counted} ran" if counted < (claim.steps or 0) else ""
         yield f"ε = {claimed:.4g} is claimed, {claimed / most - 1:.1%} above the {most:.4g} that the accountants give at most{why}"

@@ -59,9 +59,9 @@ def _one(original: Original, mirror: Path | None, say: Callable[[str], None]) ->
         return found
     stored = cache() / "originals" / original.file
     make_folder(stored.parent)
-    with _alone(stored.parent):
+    with _alone(stored.parent) as alone:
         if not stored.exists():  # another process may have fetched it while this one waited
-            for stale in stored.parent.glob(f"{tempfile.gettempprefix()}*"):
+            for stale in () if not alone else stored.parent.glob(f"{tempfile.gettempprefix()}*"):
                 stale.unlink(missing_ok=True)  # of a download that was killed: nobody else is at it
             say(f"downloading {original.url} ({original.size / 1e6:.1f} MB)")
             _download(original, stored)
@@ -118,13 +118,16 @@ def _unreachable(original: Original, error: Exception) -> RequestError:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the kernel gives the lock back when its holder dies. A file system without locks goes without."""
+def _alone(folder: Path) -> Iterator[bool]:
+    """One process at a time; the kernel gives the lock back when its holder dies. False on a file system without locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)
 

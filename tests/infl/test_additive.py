@@ -69,6 +69,7 @@ def test_folded_away_the_network_computes_the_same() -> None:
 
 
 def test_a_record_falls_out_of_its_gradient_as_under_fedavg() -> None:
+    torch.manual_seed(0)  # of a head of eight units all are dead in one start in fifty
     model = Additive().model(net(), None)
     x = torch.randn(1, 24, generator=torch.Generator().manual_seed(3))
     first = model.get_submodule("embedding")

@@ -205,7 +205,7 @@ class HeadFirst(nn.Module):
 
 
 class Beside(HeadFirst):
-    """The wider of two layers that read the same records counts."""
+    """Two layers that read the same records show the rows of both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,6 +269,7 @@ def convolutional() -> nn.Module:
 
 
 def attentive() -> nn.Module:
+    """What is added to the attention's output are the records themselves, which later layers so read too."""
     layer = nn.TransformerEncoderLayer(FEATURES, 2, 16, batch_first=True)
     return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), layer, nn.Flatten(), nn.Linear(FEATURES, CLASSES))
 
@@ -281,8 +282,8 @@ def normalised() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "units"),
     [
-        (HeadFirst, 512), (Beside, 512), (Recurrent, 4 * 80), (Uncalled, 512), (Failing, 512), (Bottleneck, 64), (convolutional, 512),
-        (attentive, 3 * FEATURES), (normalised, 512), (Own, 0), (nn.Identity, 0),
+        (HeadFirst, 512), (Beside, 512 + 64), (Recurrent, 4 * 80), (Uncalled, 512 + CLASSES), (Failing, 512 + CLASSES), (Bottleneck, 64), (convolutional, 512),
+        (attentive, 3 * FEATURES + 16 + CLASSES), (normalised, 512), (Own, 0), (nn.Identity, 0),
     ],
 )  # fmt: skip
 def test_the_layer_that_reads_the_records_sets_how_many_a_site_needs(make: Callable[[], nn.Module], units: int) -> None:

@@ -143,7 +143,7 @@ def drawn(seed: int) -> Tensor:
 
 def near(broadcast: dict[str, Tensor], key: Tensor, tried: int) -> set[int]:
     """Seeds below ``tried`` whose coordinates the broadcast encoder turns into this key vector."""
-    encoder = Published().model(torch.nn.Linear(2, 2), None).get_submodule("0.key_encoder").double()
+    encoder = Published().model(torch.nn.Linear(2, 2), None).get_submodule("key_encoder").double()
     encoder.load_state_dict({name.partition("key_encoder.")[2]: t.double() for name, t in broadcast.items() if "key_encoder" in name})
     hits: set[int] = set()
     with torch.no_grad():
