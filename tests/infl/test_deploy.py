@@ -282,7 +282,8 @@ def normalised() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "units"),
     [
-        (HeadFirst, 512), (Beside, 512 + 64), (Recurrent, 4 * 80), (Uncalled, 512 + CLASSES), (Failing, 512 + CLASSES), (Bottleneck, 64), (convolutional, 512),
+        (HeadFirst, 512), (Beside, 512 + 64), (Recurrent, 4 * 80), (Uncalled, 512 + CLASSES), (Failing, 512 + CLASSES),
+        (Bottleneck, 64), (convolutional, 512),
         (attentive, 3 * FEATURES + 16 + CLASSES), (normalised, 512), (Own, 0), (nn.Identity, 0),
     ],
 )  # fmt: skip
