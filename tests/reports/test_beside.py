@@ -120,6 +120,17 @@ def test_every_defense_is_set_beside_a_simple_method_that_ran_in_anothers_cells(
     assert gains(fewer).set_index(["defense", "control"]).loc[("fedavg", "pca"), "n"] == 2  # paired: no seed that the method did not run
 
 
+def test_of_two_runs_of_a_simple_method_the_centralised_ones_is_borrowed() -> None:
+    """Where each site fills its own gaps the two differ; whose is borrowed must not hang on the order of rows."""
+    runs = []
+    for defense, value in (("fedavg", 0.7), ("centralized", 0.5)):
+        told = table(defense, "pca", [0.4 - value] * 3)
+        runs += [told, told[told["role"] == "control"].assign(metric="ari:pca", value=value)]
+    both = pd.concat([*runs, with_floor("local_only", [0.6] * 3, [0.1] * 3)])
+    for rows in (both, both[::-1]):
+        assert gains(rows).set_index(["defense", "control"]).loc[("local_only", "pca"), "gain"] == pytest.approx(0.1)
+
+
 def test_other_metrics_than_the_headline_are_left_to_the_table() -> None:
     assert list(beside(table("centralized", "pca", [-0.3, -0.3, -0.31], metric="nmi"))) == []
 

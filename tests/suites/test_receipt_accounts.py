@@ -97,3 +97,11 @@ def test_accountants_that_part_are_refused() -> None:
     assert list(receipt_accounts.of_accounts(claim, {"a": 7.99, "b": 7.93})) == []
     (said,) = receipt_accounts.of_accounts(claim, {"a": 7.99, "b": 7.89})
     assert "the accountants do not agree: a 7.99, b 7.89" in said
+
+
+def test_accountants_that_count_nothing_give_no_note_about_how_far_above_them_a_claim_is() -> None:
+    claim = Claim(kind="dp", epsilon=8.0, delta=1e-5, unit="record", relation="add_remove", sampler="poisson", steps=10)
+    assert list(receipt_accounts.notes(claim, [], 1.0, {"one": 0.0, "other": 0.0})) == []
+    (note,) = receipt_accounts.notes(claim, [(1.0, 5)], 1.0, {"one": 4.0, "other": 3.9})
+    assert "100.0% above the 4" in note
+    assert "it counts 10 steps and 5 ran" in note
