@@ -63,7 +63,10 @@ class ForkServer:
         self._send({"kill": token})
 
     def ended(self, timeout: float) -> list[tuple[str, int]]:
-        """Tokens of processes that ended, with exit code (negative: signal); waits up to ``timeout`` seconds for the first."""
+        """Tokens of processes that ended, with exit code (negative: signal); waits up to ``timeout`` seconds for the first.
+
+        Raises ChildProcessError when the server itself has ended: what was submitted and not reported must be submitted to another.
+        """
         out = self._process.stdout
         assert out is not None
         if not select.select([out], [], [], timeout)[0]:
@@ -89,11 +92,9 @@ class ForkServer:
 
     def _send(self, message: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # the server is gone: ``ended`` says so, in one place for whatever it was doing
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise ChildProcessError(f"the process that starts the workers ended with code {self._process.wait()}") from None
 
 
 def serve(parent: int) -> None:

@@ -205,6 +205,28 @@ def _parent(pid: int) -> int:
         return 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_whatever_is_asked_of_a_killed_server_is_told_at_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may be killed while its parent submits, preloads or waits; only the wait says so, where the cells are begun again."""
+    from suites.forkserver import ForkServer
+
+    monkeypatch.setenv("FAKE_MARK", str(tmp_path))
+    server = ForkServer([], tmp_path / "log")
+    try:
+        (pid,) = marked(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+        while marked(tmp_path):
+            time.sleep(0.01)
+        for _ in range(3):
+            server.submit("late", "tests.suites.fake_cells:tell_about_me", {"path": str(tmp_path / "late")})
+            server.preload(["json"])
+        with pytest.raises(ChildProcessError, match="-9"):
+            server.ended(10.0)
+    finally:
+        server.close()
+    assert not (tmp_path / "late").exists()
+
+
 def test_two_runs_share_one_folder_and_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite, mark, out = fake_suite.write(tmp_path / "suite", epochs=100, references=3), tmp_path / "mark", tmp_path / "out"
     mark.mkdir()
