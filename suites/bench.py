@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from suites.contracts import (
     Local,
     Params,
     Probe,
-    Records,
     RequestError,
     Secret,
     Shape,
@@ -30,7 +29,7 @@ from suites.lanes import wire
 from suites.modules import build, call
 from suites.prepared import Prepared, prepare
 from suites.randomness import keys, stream
-from suites.room import by_rows
+from suites.room import Rows, by_rows, gathered, give_back
 from suites.scoring import (
     Measure,
 )
@@ -255,14 +254,19 @@ class Bench:
         return Fed(self.stack, self.inputs, secret)
 
     def utilities(self, predict: Any, params: Params) -> dict[str, float]:
-        test = self.prepared.test
-        return self.task.utility(predict(params, self.prepared.pool.x[test]), self.prepared.pool.y[test], self.prepared.pool.classes)
+        return self._judged(partial(predict, params))
+
+    def _judged(self, outputs: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The task's metrics of ``outputs`` on the test records; the records are gathered a part at a time."""
+        pool, test = self.prepared.pool, self.prepared.test
+        found = self.task.utility(gathered(outputs, Rows(pool.x, test)), pool.y[test], pool.classes)
+        give_back(pool.x)
+        return found
 
     def floor(self) -> dict[str, float]:
         y = self.prepared.pool.y
         if isinstance(self.task, Structured):
-            test = self.prepared.records(self.prepared.test)
-            return self.task.utility(self.task.nothing(test), test.y, self.prepared.pool.classes)
+            return self._judged(self.task.nothing)
         return self.task.floor(y[torch.cat(self.prepared.sites)], y[self.prepared.test], self.prepared.pool.classes)
 
     def yardsticks(self, metrics: Mapping[str, float]) -> list[Measure]:
@@ -276,9 +280,10 @@ class Bench:
         beside: dict[str, dict[str, float]] = {}
         pooled = self.stack.topology == "centralized" or self.defense == yardsticks.OPEN
         if pooled and isinstance(task, yardsticks.Compared):
-            members, test = torch.cat(prepared.sites), prepared.records(prepared.test)
-            train = Records(self.inputs[members], prepared.pool.y[members])
-            beside |= {name: task.utility(outputs, test.y, classes) for name, outputs in task.baselines(train, test, classes).items()}
+            members = torch.cat(prepared.sites)
+            fitted = task.baselines(Rows(self.inputs, members), prepared.pool.y[members], classes)
+            give_back(prepared.pool.x)
+            beside |= {name: self._judged(outputs) for name, outputs in fitted.items()}
         if isinstance(task, Structured):
             secret = self.secret()
             width = self.stack.prepare(prepared.pool.x[:1], secret).shape[1]

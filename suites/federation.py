@@ -34,7 +34,7 @@ from suites.gaps import fill, may_fill
 from suites.lanes import Lane, Scratch, Trainer, schedule, wire
 from suites.modules import build, call
 from suites.randomness import keys, stream
-from suites.room import Room, only
+from suites.room import Room, Rows, gathered, give_back, only
 from suites.stack import Stack
 from suites.wire import Wire
 from suites.witness import Witness
@@ -214,6 +214,7 @@ def _trained(
         run = _Run(task, stack, federation, pool, assignments[first : first + step], validation, min(chunk, room.lanes), own, colluder)
         found += run.rounds(probes, keep, files)
         del run  # before the next is made
+        give_back(pool.x)
     return found
 
 
@@ -452,7 +453,8 @@ class _Run:
     def _judged(self, r: int, params: Params) -> float:
         """How a choice judges a model, lower being better: the validation loss, or (the flaw) the headline metric on test records."""
         assert self.validation is not None
-        outputs, y = call(self.modules[r], params, self.inputs[r][self.validation]), self.pool.y[self.validation]
+        rows, y = Rows(self.inputs[r], self.validation), self.pool.y[self.validation]
+        outputs = gathered(partial(call, self.modules[r], params), rows)
         if self.peeks:
             return -next(iter(self.task.utility(outputs, y, self.pool.classes).values()))
         return float(self.task.loss(outputs, y).mean())

@@ -7,9 +7,10 @@ depends on sizes alone, never on what a machine has free, so that the same reque
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +59,67 @@ class Room:
 
 def by_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``work(x)`` of records [n, F], of many wide ones in parts; ``work`` must make one row of each record, whatever the others are."""
-    return work(x) if x.numel() <= BLOCK else torch.cat([work(part) for part in torch.split(x, _rows(x))])
+    return work(x) if x.numel() <= BLOCK else _joined((work(part) for part in torch.split(x, _rows(x))), len(x))
 
 
 def _rows(x: Tensor) -> int:
     return max(1, BLOCK // 8 // max(1, x.shape[-1]))
+
+
+def _joined(made: Iterator[Tensor], count: int) -> Tensor:
+    """``count`` rows out of parts that follow each other, each let go once it is copied: a list of them would hold all twice."""
+    part = next(made)
+    if len(part) == count:
+        return part
+    if part.requires_grad:
+        return torch.cat([part, *made])
+    out, at = part.new_empty(count, *part.shape[1:]), 0
+    while at < count:
+        out[at : at + len(part)] = part
+        at += len(part)
+        part = next(made, part)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a table, gathered a part at a time: a copy of the training records would be half a matrix."""
+
+    x: Tensor  # [N, F]
+    index: Tensor  # [n]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def whole(self) -> Tensor:
+        """All of them, [n, F]: a copy."""
+        return self.x[self.index]
+
+    def columns(self, cut: slice) -> Rows:
+        """The same rows of some columns."""
+        return Rows(self.x[:, cut], self.index)
+
+    def by_rows(self, least: int = 1) -> Iterator[Tensor]:
+        """Parts that follow each other, [., F], of no fewer than ``least`` rows; one where they are few."""
+        return (self.x[part] for part in torch.split(self.index, max(least, _rows(self.x))))
+
+    def by_columns(self, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """All rows of a few columns, [n, .], no fewer than ``least``, and which."""
+        step = max(least, BLOCK // 32 // max(1, len(self)))
+        cuts = (slice(start, start + step) for start in range(0, self.x.shape[1], step))
+        return ((cut, self.x[:, cut].index_select(0, self.index)) for cut in cuts)
+
+
+def gathered(work: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:
+    """``work(rows.whole())``, of many wide rows in parts; ``work`` must make one row of each record, whatever the others are."""
+    return _joined((work(part) for part in rows.by_rows()), len(rows))
+
+
+def give_back(x: Tensor) -> None:
+    """Hand what was freed beside a large ``x`` back to the system, which the allocator else keeps for the next like it (glibc)."""
+    if x.numel() > BLOCK // 8:
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def only(work: Callable[[Tensor], Tensor], x: Tensor, rows: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ the seeds is a paired one (Demšar 2006, J. Mach. Learn. Res. 7, 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from suites.contracts import Records
+from suites.room import Rows
 from suites.scoring_measure import Measure
 
 ABOVE = ":above_"
@@ -23,8 +23,11 @@ OPEN = "fedavg"  # in a run without a centralised network, the defense in whose 
 class Compared(Protocol):
     """A task with yardsticks of its own; they are given all training records, as a centralised network is."""
 
-    def baselines(self, train: Records, test: Records, classes: int) -> Mapping[str, Tensor]:
-        """Outputs on the test records, of the network's shape, by the method's name."""
+    def baselines(self, x: Rows, y: Tensor, classes: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """By name, methods fitted to records ``x`` with classes ``y``: of others [n, F] each makes outputs of the network's shape, by row.
+
+        None of them holds ``x`` any longer.
+        """
         ...
 
 

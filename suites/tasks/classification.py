@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from suites.contracts import Records
 from suites.errors import RequestError
+from suites.room import Rows
 from suites.tasks.networks import MLP, Norm, ResidualMLP
 
 
@@ -92,16 +93,20 @@ class Classification:
             "auc_weighted": _weighted_auc(torch.softmax(logits, -1).numpy(), truth, support),
         }
 
-    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+    def baselines(self, x: Rows, y: Tensor, classes: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """Multinomial logistic regression with scikit-learn's default ridge, on the same public units."""
         from sklearn.linear_model import LogisticRegression
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 200 steps are enough for a yardstick
-            fitted = LogisticRegression(max_iter=200).fit(train.x.numpy(), train.y.numpy())
-        outputs = torch.full((len(test), classes), -1e9)
-        p = torch.from_numpy(fitted.predict_proba(test.x.numpy())).double()
-        outputs[:, torch.from_numpy(fitted.classes_)] = p.clamp_min(1e-300).log().float()  # a share of zero is no missing answer
+            fitted = LogisticRegression(max_iter=200).fit(x.whole().numpy(), y.numpy())
+
+        def outputs(asked: Tensor) -> Tensor:
+            found = torch.full((len(asked), classes), -1e9)
+            p = torch.from_numpy(fitted.predict_proba(asked.numpy())).double()
+            found[:, torch.from_numpy(fitted.classes_)] = p.clamp_min(1e-300).log().float()  # a share of zero is no missing answer
+            return found
+
         return {"logistic_regression": outputs}
 
     def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from suites.tasks.layout import blocks
+
 STARTS = 10
 NEIGHBOURS = 6  # of a spot on a hexagonal grid
 
@@ -67,14 +69,23 @@ def coherence(labels: NDArray[np.int64], place: NDArray[np.float64]) -> float:
 
 def foscttm(a: Tensor, b: Tensor) -> float:
     """Fraction of samples closer than the true match (Liu et al. 2019, WABI, MMD-MA), both ways; 0 is a perfect match, 0.5 chance."""
-    gap = torch.cdist(a.detach().double().cpu(), b.detach().double().cpu())
-    if len(gap) < 2 or not bool(gap.isfinite().all()):
+    x, other = a.detach().double().cpu(), b.detach().double().cpu()
+    n = len(x)
+    if n < 2 or not bool(x.isfinite().all() and other.isfinite().all()):
         return 0.5
-    own = gap.diagonal()
-    # Ties count half, so that embeddings that are all alike are at chance and not at a perfect match.
-    ways = [(gap < own[:, None]).double() + 0.5 * (gap == own[:, None]).double(), (gap < own).double() + 0.5 * (gap == own).double()]
-    total = sum(float(way.sum() - 0.5 * len(gap)) for way in ways)
-    return total / (2 * len(gap) * (len(gap) - 1))
+    parts = list(blocks(n, n))  # the distances of all to all would outgrow many a table
+
+    def gaps(some: slice) -> Tensor:
+        return torch.cdist(x[some], other)
+
+    own = torch.cat([gaps(some).diagonal(offset=some.start) for some in parts])
+    total = -float(n)
+    for some in parts:
+        gap = gaps(some)
+        # Ties count half, so that embeddings that are all alike are at chance and not at a perfect match.
+        for right in (own[some, None], own):
+            total += float((gap < right).sum()) + 0.5 * float((gap == right).sum())
+    return total / (2 * n * (n - 1))
 
 
 def mixing(z: Tensor, batch: NDArray[np.int64], count: int = 15) -> float:

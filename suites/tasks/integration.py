@@ -16,7 +16,7 @@ before the split, so that members and non-members alike lack it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -29,16 +29,15 @@ from suites.cohorts.alike import first_alike
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.load import counts, load
 from suites.cohorts.spec import DataSpec
-from suites.contracts import Records
 from suites.errors import RequestError
 from suites.preprocess import Preprocessor
 from suites.randomness import stream
-from suites.room import unwritten
+from suites.room import Rows, unwritten
 from suites.split import Split
 from suites.tasks.clusters import agreement, clusterings, foscttm, mixing
+from suites.tasks.components import components
 from suites.tasks.indexing import Indexing
 from suites.tasks.layout import Layout
-from suites.tasks.spatial_domains import components
 from suites.tasks.structured import Table
 
 ASIDE = 3  # has RNA, has protein, site
@@ -200,31 +199,34 @@ class Integration:
         site = aside[:, 2].detach().cpu().numpy().astype(np.int64)
         return {**agreement(found, truth), "foscttm": foscttm(first[both], second[both]), "batch_mixing": mixing(joint, site)}
 
-    def nothing(self, test: Records) -> Tensor:
+    def nothing(self, x: Tensor) -> Tensor:
         """One embedding for all."""
-        zero = torch.zeros(len(test), self.width)
-        return self._as_outputs(zero, zero, zero, test)
+        zero = torch.zeros(len(x), self.width)
+        return self._as_outputs(zero, zero, zero, x)
 
     def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
         """One cluster agrees with nothing beyond chance, and embeddings that are all alike match at chance."""
         return {"ari": 0.0, "nmi": 0.0, "foscttm": 0.5}
 
-    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+    def baselines(self, x: Rows, y: Tensor, classes: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """Principal components of both modalities side by side, each weighted by its width; a missing one counts as the public mean.
 
         A modality's own embedding is its components alone, so that its FOSCTTM is that of coordinates that nobody has aligned.
         """
         a, b = self.layout.blocks
         scale = torch.cat([torch.full((a,), a**-0.5), torch.full((b,), b**-0.5)])
-        cut = slice(0, a + b)
-        joint = components(train.x[:, cut] * scale, test.x[:, cut] * scale, self.width)
-        first = components(train.x[:, :a], test.x[:, :a], self.width)
-        second = components(train.x[:, a : a + b], test.x[:, a : a + b], self.width)
-        return {"pca": self._as_outputs(joint, first, second, test)}
+        cuts = slice(0, a + b), slice(0, a), slice(a, a + b)
+        fitted = [components(x.columns(cut), self.width, weight) for cut, weight in zip(cuts, (scale, None, None))]
 
-    def _as_outputs(self, joint: Tensor, first: Tensor, second: Tensor, test: Records) -> Tensor:
-        blank = torch.zeros(len(test), self.layout.fed + 2 * self.prototypes)
-        return torch.cat([joint, first, second, blank, test.x[:, self.layout.fed :]], 1)
+        def outputs(asked: Tensor) -> Tensor:
+            joint, first, second = (method(asked[:, cut]) for cut, method in zip(cuts, fitted))
+            return self._as_outputs(joint, first, second, asked)
+
+        return {"pca": outputs}
+
+    def _as_outputs(self, joint: Tensor, first: Tensor, second: Tensor, x: Tensor) -> Tensor:
+        blank = torch.zeros(len(x), self.layout.fed + 2 * self.prototypes)
+        return torch.cat([joint, first, second, blank, x[:, self.layout.fed :]], 1)
 
 
 class PairedNet(nn.Module):

@@ -13,7 +13,7 @@ target. Control cells are public reference and in no part. The unit that no part
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.load import load
 from suites.cohorts.spec import DataSpec
-from suites.contracts import Records
 from suites.errors import RequestError
+from suites.room import Rows
 from suites.split import Split
 from suites.tasks.conditions import no_controls, perturbed
 from suites.tasks.differential import squared_error, squared_errors, top
@@ -187,41 +187,40 @@ class Perturbation:
         cells = outputs.detach()[:, predicted.shape[1] :].cpu()
         return predicted, observed, conditions, squared_errors(cells, index, observed / self.unit) * self.unit**2
 
-    def nothing(self, test: Records) -> Tensor:
+    def nothing(self, x: Tensor) -> Tensor:
         """No change at all."""
-        target = test.x[:, self.layout.fed :]
+        target = x[:, self.layout.fed :]
         return torch.cat([torch.zeros_like(target), target], -1)
 
     def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
         """What can be said without records: predicting no change correlates with nothing (``nothing`` has the other metrics)."""
         return {"pearson_delta": 0.0}
 
-    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+    def baselines(self, x: Rows, y: Tensor, classes: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """The mean of the training conditions, that of the same cell line, and the additive model.
 
         The additive model is the mean, an effect of the cell line and one of each perturbed gene. Effects of two genes add up; they are
         fitted to the training conditions by ridge regression and are 0 for what was not there (Ahlmann-Eltze, Huber & Anders 2025, Nat.
         Methods 22, 1657, find that deep models beat neither).
         """
-        fed, lines = self.layout.fed, slice(2 * self.genes, self.layout.fed)
-        conditions, index = torch.unique(train.y, return_inverse=True)
-        each = torch.zeros(len(conditions), train.x.shape[1], dtype=torch.float64).index_add_(0, index, train.x.double())
-        each = each / torch.bincount(index)[:, None]
+        fed = self.layout.fed
+        conditions, index = torch.unique(y, return_inverse=True)
+        each, at = torch.zeros(len(conditions), x.x.shape[1], dtype=torch.float64), 0
+        for part in x.by_rows():
+            each.index_add_(0, index[at : at + len(part)], part.double())
+            at += len(part)
+        each /= torch.bincount(index)[:, None]
         centre = each[:, fed:].mean(0)
-        change, x = each[:, fed:] - centre, test.x.double()
+        change = each[:, fed:] - centre
 
-        def ridge(columns: Tensor, asked: Tensor) -> Tensor:
-            effects: Tensor = torch.linalg.solve(columns.T @ columns + RIDGE * torch.eye(columns.shape[1]).double(), columns.T @ change)
-            return asked @ effects
+        def ridge(terms: list[int]) -> Callable[[Tensor], Tensor]:
+            columns = each[:, terms]
+            effects = torch.linalg.solve(columns.T @ columns + RIDGE * torch.eye(len(terms)).double(), columns.T @ change)
+            return lambda asked: torch.cat([(centre + asked[:, terms].double() @ effects).float(), asked[:, fed:]], -1)
 
-        terms = torch.ones(fed, dtype=torch.bool)
-        terms[self.genes : 2 * self.genes] = False  # neighbours' flags are the network's
-        guesses = {
-            "training_mean": torch.zeros_like(x[:, fed:]),
-            "mean_of_the_line": ridge(each[:, lines], x[:, lines]),
-            "additive_model": ridge(each[:, :fed][:, terms], x[:, :fed][:, terms]),
-        }
-        return {name: torch.cat([(centre + guess).float(), test.x[:, fed:]], -1) for name, guess in guesses.items()}
+        lines = list(range(2 * self.genes, fed))
+        # Neighbours' flags are the network's.
+        return {"training_mean": ridge([]), "mean_of_the_line": ridge(lines), "additive_model": ridge([*range(self.genes), *lines])}
 
 
 class ResponseNet(nn.Module):

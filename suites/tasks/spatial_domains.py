@@ -14,7 +14,7 @@ which only the cell's own expression is known, neither the neighbours' columns n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.load import load
 from suites.cohorts.spec import DataSpec
-from suites.contracts import Records
 from suites.errors import RequestError
 from suites.preprocess import Preprocessor
-from suites.room import unwritten
+from suites.room import Rows, unwritten
 from suites.split import Split
 from suites.tasks.clusters import NEIGHBOURS, agreement, clusterings, coherence, nearest
+from suites.tasks.components import components
 from suites.tasks.layout import Layout, blocks
 from suites.tasks.structured import Table
 
@@ -190,24 +190,25 @@ class SpatialDomains:
         gap = float(np.mean([coherence(one, place) for one in found])) - coherence(np.unique(truth, return_inverse=True)[1], place)
         return {**agreement(found, truth), "coherence_gap": abs(gap)}
 
-    def nothing(self, test: Records) -> Tensor:
+    def nothing(self, x: Tensor) -> Tensor:
         """One embedding for all."""
-        return self._as_outputs(torch.zeros(len(test), self.width), test)
+        return self._as_outputs(torch.zeros(len(x), self.width), x)
 
     def floor(self, y_train: Tensor, y_test: Tensor, classes: int) -> dict[str, float]:
         """One cluster agrees with nothing beyond chance (``nothing`` has the gap, which is a matter of the tissue)."""
         return {"ari": 0.0, "nmi": 0.0}
 
-    def baselines(self, train: Records, test: Records, classes: int) -> dict[str, Tensor]:
+    def baselines(self, x: Rows, y: Tensor, classes: int) -> dict[str, Callable[[Tensor], Tensor]]:
         """Principal components of the same inputs, and of each cell alone, in as many dimensions as the embedding has."""
-        alone = self.layout.fed // (1 + HOPS)
-        found = {}
-        for name, columns in (("pca", self.layout.fed), ("pca_without_neighbours", alone)):
-            found[name] = self._as_outputs(components(train.x[:, :columns], test.x[:, :columns], self.width), test)
-        return found
 
-    def _as_outputs(self, z: Tensor, test: Records) -> Tensor:
-        return torch.cat([z, torch.zeros(len(test), self.layout.fed), test.x[:, self.layout.fed :]], 1)
+        def method(columns: int) -> Callable[[Tensor], Tensor]:
+            fitted = components(x.columns(slice(columns)), self.width)
+            return lambda asked: self._as_outputs(fitted(asked[:, :columns]), asked)
+
+        return {"pca": method(self.layout.fed), "pca_without_neighbours": method(self.layout.fed // (1 + HOPS))}
+
+    def _as_outputs(self, z: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([z, torch.zeros(len(x), self.layout.fed), x[:, self.layout.fed :]], 1)
 
 
 class Autoencoder(nn.Module):
@@ -233,11 +234,3 @@ def bins(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     found: NDArray[np.int64] = rank * count // max(1, len(values))
     return found
-
-
-def components(train: Tensor, test: Tensor, width: int) -> Tensor:
-    """``test`` [n, F] on the first principal components of ``train``, [n, width]; padded with zeros where there are fewer."""
-    centre = train.mean(0)
-    _, _, rows = torch.linalg.svd((train - centre).double(), full_matrices=False)
-    z = ((test - centre).double() @ rows[:width].T).float()
-    return torch.nn.functional.pad(z, (0, width - z.shape[1]))

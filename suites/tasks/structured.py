@@ -22,7 +22,6 @@ from torch import Tensor
 
 from suites.cohorts.cohort import Cohort
 from suites.cohorts.spec import DataSpec
-from suites.contracts import Records
 from suites.split import Split
 from suites.tasks.layout import Layout
 
@@ -59,6 +58,6 @@ class Structured(Protocol):
         """Widths and public facts of the cohort at hand."""
         ...
 
-    def nothing(self, test: Records) -> Tensor:
-        """Outputs of whoever learns nothing: the floor of each metric."""
+    def nothing(self, x: Tensor) -> Tensor:
+        """Outputs of whoever learns nothing, for each of some records [n, F]: the floor of each metric."""
         ...

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from suites.bench import Bench
-from suites.contracts import Records
+from suites.room import Rows
 from suites.tasks.classification import Classification
 from suites.yardsticks import measures
 
@@ -34,7 +34,7 @@ def test_logistic_regression_says_what_scikit_learn_says() -> None:
     x = torch.randn(90, 5, generator=torch.Generator().manual_seed(1))
     y = torch.where(x[:, 0] + 0.3 * x[:, 1] > 0, 2, 1)
     test = torch.randn(40, 5, generator=torch.Generator().manual_seed(2))
-    outputs = Classification().baselines(Records(x, y), Records(test, torch.ones(40, dtype=torch.int64)), 4)["logistic_regression"]
+    outputs = Classification().baselines(Rows(x, torch.arange(90)), y, 4)["logistic_regression"](test)
     assert outputs.shape == (40, 4)
     expected = LogisticRegression(max_iter=200).fit(x.numpy(), y.numpy()).predict_proba(test.numpy())
     np.testing.assert_allclose(torch.softmax(outputs, -1)[:, 1:3].numpy(), expected, atol=1e-6)
@@ -45,9 +45,8 @@ def test_a_sure_answer_counts() -> None:
     """Where a class has probability zero its logarithm is no number, and utility takes such rows for those of a diverged model."""
     x = torch.cat([torch.full((30, 400), -1.0), torch.full((30, 400), 1.0)])
     y = torch.cat([torch.zeros(30), torch.ones(30)]).long()
-    test = Records(300 * x, y)
     task = Classification()
-    outputs = task.baselines(Records(x, y), test, 2)["logistic_regression"]
+    outputs = task.baselines(Rows(x, torch.arange(60)), y, 2)["logistic_regression"](300 * x)
     assert bool(outputs.isfinite().all())
     assert task.utility(outputs, y, 2)["accuracy"] == 1.0
 

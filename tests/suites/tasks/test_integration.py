@@ -16,9 +16,10 @@ from suites.bench import Bench
 from suites.clipping import ClippedSum
 from suites.cohorts.spec import DataSpec
 from suites.config import load
-from suites.contracts import Records, RequestError
+from suites.contracts import RequestError
 from suites.plan import plan
 from suites.prepared import prepare
+from suites.room import Rows
 from suites.scoring import score_utility
 from suites.tasks.integration import ASIDE, Integration
 from suites.tasks.layout import Layout
@@ -171,7 +172,7 @@ def test_pca_ignores_no_modality() -> None:
     task, _, x = small()
     many = torch.cat([x, torch.randn(60, 10)])
     many[:, 7:9] = 1.0
-    found = task.baselines(Records(many, torch.zeros(64)), Records(many, torch.zeros(64)), 2)["pca"]
+    found = task.baselines(Rows(many, torch.arange(64)), torch.zeros(64), 2)["pca"](many)
     assert found.shape == (64, 3 * 4 + 7 + 2 * 5 + ASIDE)
     assert float(found[:, 8:12].abs().max()) > 0  # protein's own
     assert float(found[:, 8:11].std()) > 0

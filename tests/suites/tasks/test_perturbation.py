@@ -17,6 +17,7 @@ from suites.cohorts.spec import DataSpec
 from suites.config import load
 from suites.contracts import Records, RequestError
 from suites.plan import plan
+from suites.room import Rows
 from suites.tasks.conditions import genes_of, perturbed
 from suites.tasks.layout import Layout
 from suites.tasks.perturbation import Perturbation, neighbours
@@ -214,7 +215,7 @@ def test_the_additive_model_is_right_where_effects_add_up() -> None:
 
     train = records([[1, 0, 0], [0, 1, 0], [0, 0, 1]] * 60 + [[0, 1, 1]] * 60)
     test = records([[1, 1, 0], [1, 0, 1]])
-    found = task.baselines(train, test, 9)
+    found = {name: outputs(test.x) for name, outputs in task.baselines(Rows(train.x, torch.arange(len(train))), train.y, 9).items()}
     predicted, target = found["additive_model"].chunk(2, -1)
     torch.testing.assert_close(predicted, target, atol=0.1, rtol=0)
     mean = found["training_mean"].chunk(2, -1)[0]

@@ -20,7 +20,7 @@ from suites.plan import plan
 from suites.prepared import Prepared, prepare
 from suites.tasks.clusters import coherence
 from suites.tasks.layout import Layout
-from suites.tasks.spatial_domains import SpatialDomains, bins, components
+from suites.tasks.spatial_domains import SpatialDomains, bins
 from tests.suites.cohorts.test_downloads import real
 
 GENES = 9
@@ -234,15 +234,6 @@ def test_clusters_smoother_than_the_annotation_are_no_better_than_the_annotation
     assert gap(noise) == pytest.approx(own - rough)
     assert min(smooth - own, own - rough) > 0.1
     assert "coherence_gap" in task.lower
-
-
-def test_components_are_those_of_scikit_learn() -> None:
-    from sklearn.decomposition import PCA
-
-    train, test = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), torch.randn(20, 8)
-    expected = PCA(3).fit(train.numpy()).transform(test.numpy())
-    np.testing.assert_allclose(components(train, test, 3).abs().numpy(), np.abs(expected), atol=1e-4)
-    assert components(train[:, :2], test[:, :2], 3)[:, 2].abs().max() == 0
 
 
 def test_a_file_without_places_is_told(tmp_path: Path) -> None:
