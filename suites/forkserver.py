@@ -51,9 +51,9 @@ class ForkServer:
         self._rest = b""
         self.preload(preload)
 
-    def preload(self, modules: Sequence[str]) -> None:
-        """Have modules imported in the server, for every process forked from now on."""
-        self._send({"preload": list(modules)})
+    def preload(self, names: Sequence[str]) -> None:
+        """Have modules imported, or ``module:function`` called, in the server: for every process forked from now on."""
+        self._send({"preload": list(names)})
 
     def submit(self, token: str, call: str, arguments: Mapping[str, Any]) -> None:
         """Have ``module:function`` called with keyword arguments in a fresh process."""
@@ -135,7 +135,10 @@ def serve(parent: int) -> None:
 def _obey(message: Mapping[str, Any], workers: dict[int, str], private: Sequence[int]) -> None:
     for name in message.get("preload", ()):
         with contextlib.suppress(Exception):  # the worker that needs it says what is wrong
-            importlib.import_module(name)
+            module, _, function = name.partition(":")
+            loaded = importlib.import_module(module)
+            if function:
+                getattr(loaded, function)()
     if "kill" in message:
         for pid in [pid for pid, token in workers.items() if token == message["kill"]]:
             with contextlib.suppress(ProcessLookupError):

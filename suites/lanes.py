@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from suites.clipping import ClippedSum
 from suites.contracts import Defense, Local, Params
+from suites.functional_call import outputs_of
 from suites.stacked import Stacked, stacked
 from suites.tasks.networks import Dropout
 from suites.witness import Witness
@@ -276,8 +277,7 @@ class Trainer:
         return share * self.loss(outputs, y.flatten(0, 1)) + (1 - share) * self.loss(outputs, other)
 
     def _forward(self, tensors: Params, x: Tensor) -> Tensor:
-        outputs: Tensor = torch.func.functional_call(self.module, tensors, (x,))
-        return outputs
+        return outputs_of(self.module, tensors, x)
 
     def _clipped_gradient(
         self,

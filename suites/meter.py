@@ -76,27 +76,11 @@ def reset_peak_memory(device: str = "cpu") -> None:
 
 def flop(work: Callable[[], Any]) -> int:
     """Floating-point operations of the matrix products, convolutions and attentions that ``work()`` performs."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from suites.flop import Products
 
-    counter: Any = FlopCounterMode(display=False)
-    # Its own tracker hooks every module's backward pass to say whose the operations are, which rules ``autograd.grad`` of inner tensors
-    # out: per-record clipping would be counted, and run, on its slow path.
-    counter.mod_tracker = _Whole()
-    with counter:
+    with Products() as counted:
         work()
-    return int(counter.get_total_flops())
-
-
-class _Whole:
-    """In place of torch's module tracker: all operations are the whole's."""
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> _Whole:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    return int(counted.flop)
 
 
 def wire_bytes(params: Mapping[str, Tensor]) -> int:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from suites.contracts import Params, RequestError, Secret, Task
+from suites.functional_call import outputs_of
 from suites.stack import Stack
 
 
@@ -42,10 +43,11 @@ def build(task: Task, stack: Stack, features: int, classes: int, secret: Secret 
 def call(module: nn.Module, params: Params, x: Tensor) -> Tensor:
     """Outputs of ``module`` with wire parameters ``params`` in evaluation mode; the module's own parameters are not touched."""
     was_training = module.training
-    module.eval()
+    if was_training:
+        module.eval()
     masks = {name: torch.ones(1, device=x.device) for name, _ in module.named_buffers() if name.rpartition(".")[2] == "mask"}
     try:
-        outputs: Tensor = torch.func.functional_call(module, {**params, **masks}, (x,))
+        return outputs_of(module, {**params, **masks}, x)
     finally:
-        module.train(was_training)
-    return outputs
+        if was_training:
+            module.train()

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap  # not grad: its first call imports sympy and dynamo, 1.4 s
+from torch.func import vmap  # not grad: its first call imports sympy and dynamo, 1.4 s
 
 from suites.contracts import Params
+from suites.functional_call import outputs_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [B, K], y [B] or [B, K] -> [B]
 
@@ -60,8 +61,7 @@ class EachRecord:
 
         def of_one(parameters: Params, own: Params, x: Tensor) -> Tensor:
             tensors = {**shared, **parameters, **{name: tensor.unsqueeze(0) for name, tensor in own.items()}}
-            outputs: Tensor = functional_call(self._module, tensors, (x.unsqueeze(0),))
-            return outputs.squeeze(0)
+            return outputs_of(self._module, tensors, x.unsqueeze(0)).squeeze(0)
 
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         norms = torch.zeros_like(lane.weight)

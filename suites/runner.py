@@ -174,7 +174,8 @@ class _Run:
 
     def _serve(self) -> ForkServer:
         late = _AT_FIRST_USE if "suites.federation" in self.plan.code else ()
-        return ForkServer([*sorted(self.calls), *sorted(self.preloaded), *late], self.store.root / "workers.log")
+        names = [*sorted(self.calls), *sorted(self.preloaded), *late, "suites.registry:look_up"]
+        return ForkServer(names, self.store.root / "workers.log")
 
     def _restart(self) -> None:
         """The server was killed and its workers with it: begin their cells again, but not for ever."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from suites.contracts import Clip, Params, Target
+from suites.functional_call import outputs_of
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _ADAM = (0.9, 0.999, 1e-8)  # torch's defaults, which the engine uses
@@ -65,8 +66,7 @@ class _NormThenScale(TorchFunctionMode):
 
 def _outputs(module: nn.Module, params: Params, x: Tensor) -> Tensor:
     with _NormThenScale():
-        outputs: Tensor = functional_call(module, params, (x,))
-    return outputs
+        return outputs_of(module, params, x)
 
 
 def _mean_gradient(module: nn.Module, loss: Loss, params: Params, fixed: Params, x: Tensor, y: Tensor, taken: Tensor | None) -> Params:

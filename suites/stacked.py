@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from suites.contracts import Params
+from suites.functional_call import outputs_of
 from suites.randomness import stream
 
 _CHECKED_LANES, _CHECKED_RECORDS = 2, 3
@@ -124,7 +125,7 @@ def stacked(module: nn.Module, private: Params, x: Tensor) -> Stacked | None:
     inputs = torch.stack([x[:_CHECKED_RECORDS]] * lanes)
     candidate = Stacked(module)
     with torch.no_grad():
-        expected = torch.func.vmap(partial(_call, module))(tensors, inputs)
+        expected = torch.func.vmap(partial(outputs_of, module))(tensors, inputs)
         try:
             candidate.hold(tensors)
             found = candidate(inputs)
@@ -132,11 +133,6 @@ def stacked(module: nn.Module, private: Params, x: Tensor) -> Stacked | None:
             return None
     same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     return candidate if same else None
-
-
-def _call(module: nn.Module, tensors: Params, x: Tensor) -> Tensor:
-    outputs: Tensor = torch.func.functional_call(module, tensors, (x,))
-    return outputs
 
 
 def _takes_lanes(layer: nn.Module) -> bool:

@@ -78,3 +78,17 @@ def tell_about_me(path: str) -> None:
     global COUNT  # noqa: PLW0603
     COUNT += 1
     Path(path).write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {COUNT}")
+
+
+def count_once() -> None:
+    """What a server may be asked to call before it forks."""
+    global COUNT  # noqa: PLW0603
+    COUNT += 1
+
+
+def find_without_looking(path: str) -> None:
+    """How often a process that looks a plug-in up reads what is installed."""
+    looks = []
+    registry.entry_points = lambda **of: looks.append(of) or []  # type: ignore[assignment]
+    registry.find("attacks", "lira")
+    Path(path).write_text(str(len(looks)))

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from suites import meter
 from suites.clipping import ClippedSum
@@ -34,6 +35,27 @@ def test_clipping_is_counted_on_its_fast_path() -> None:
     assert clipped.ghost
     # two layers forward, the second's input derivative, and one product a layer for the clipped sums
     assert counted == 2 * 20 * (2 * (40 * 10 + 10 * 3) + 10 * 3)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_torchs_own_counter_says_the_same(inference: bool) -> None:
+    """On layers that it can follow: linear, normalised, convolutional, attentive; forward and back, and where nothing is differentiated."""
+    draw = torch.Generator().manual_seed(0)
+    x, image = torch.randn(6, 8, 16, generator=draw), torch.randn(2, 3, 9, 9, generator=draw)
+    encoder = torch.nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True)
+    convolved = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.GroupNorm(1, 5), torch.nn.GELU(), torch.nn.Flatten())
+
+    def work() -> None:
+        with torch.inference_mode(inference):
+            out = encoder(x).sum() + convolved(image).sum() + torch.einsum("bij,bkj->bik", x, x).sum()
+        if not inference:
+            out.backward()
+
+    with FlopCounterMode(display=False) as theirs:
+        work()
+    counted = meter.flop(work)
+    assert counted == theirs.get_total_flops()
+    assert counted > 2 * 6 * 8 * (2 * 16 * 24)
 
 
 def test_wire_bytes() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from suites import api, gather
+from suites import api, gather, runner
 from suites.errors import RequestError
 from suites.runner import Progress, store_of
 from suites.store import MANIFEST
@@ -339,6 +339,43 @@ def test_workers_are_pinned_to_one_thread_and_fresh(tmp_path: Path) -> None:
     said = [(tmp_path / token).read_text().split() for token in ("a", "b")]
     assert said[0][0] != said[1][0]  # a process each
     assert all(line[1:] == ["1", "1"] for line in said)  # one thread; nothing left over from another cell
+
+
+@pytest.mark.parametrize(
+    ("preload", "call", "said"),
+    [
+        (["tests.suites.fake_cells:count_once"], "tell_about_me", "2"),
+        (["tests.suites.fake_cells", "suites.registry:look_up"], "find_without_looking", "0"),
+    ],
+)
+def test_what_a_server_was_asked_to_call_holds_in_its_workers(tmp_path: Path, preload: list[str], call: str, said: str) -> None:
+    """The second: the files of all that is installed are read once a run and not once a cell."""
+    from suites.forkserver import ForkServer
+
+    server = ForkServer(preload, tmp_path / "log")
+    try:
+        server.submit("a", f"tests.suites.fake_cells:{call}", {"path": str(tmp_path / "a")})
+        ended: list[tuple[str, int]] = []
+        until = time.monotonic() + 60
+        while not ended and time.monotonic() < until:
+            ended = server.ended(1.0)
+    finally:
+        server.close()
+    assert ended == [("a", 0)], (tmp_path / "log").read_text()
+    assert (tmp_path / "a").read_text().split()[-1] == said
+
+
+def test_a_run_looks_plug_ins_up_before_it_forks(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preloaded: list[str] = []
+    begin = runner.ForkServer.__init__
+
+    def noted(self: object, preload: list[str], errors: Path) -> None:
+        preloaded.extend(preload)
+        begin(self, preload, errors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner.ForkServer, "__init__", noted)
+    run(suite, tmp_path / "out")
+    assert "suites.registry:look_up" in preloaded
 
 
 def test_store_of_is_absolute() -> None:
