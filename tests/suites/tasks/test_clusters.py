@@ -73,3 +73,15 @@ def test_embeddings_that_are_all_but_equal_are_judged_all_but_alike() -> None:
     noise = 1e-6 * torch.randn(600, 6, generator=torch.Generator().manual_seed(1))
     a, b = (agreement(clusterings(x, 6), truth)["ari"] for x in (z, z + noise))
     assert abs(a - b) < 0.02
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_matches_of_many_are_counted_in_parts(rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(60, 3, generator=draw)
+    b = a + 0.4 * torch.randn(60, 3, generator=draw)
+    a, b = (a.round(), b.round()) if rounded else (a, b)  # with ties
+    whole = foscttm(a, b)
+    monkeypatch.setattr("suites.tasks.layout._BLOCK", 7 * 60)
+    assert foscttm(a, b) == pytest.approx(whole, abs=1e-12)
+    assert 0.01 < whole < 0.4
