@@ -2,7 +2,7 @@
 
 Torch's ``FlopCounterMode`` says the same and cannot be used here: its tracker hooks every module's backward pass, which rules
 ``autograd.grad`` of inner tensors out, so that per-record clipping would be counted, and run, on its slow path. It also asks of every
-operation, each time, what this asks once of each kind: a small net's steps took six times as long as uncounted, and here twice.
+operation, each time, what this asks once of each kind: a small net's steps took 4.6 times as long as uncounted, and here 2.4 times.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ _TIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def outputs_of(module: nn.Module, tensors: Params, x: Tensor) -> Tensor:
     """Outputs of ``module`` at ``x`` with ``tensors`` in place of its own of these names; tied weights follow the one that is given.
 
-    Torch walks all modules at every call to find the tied ones, a third of a small keyed net's forward pass. Which tensors are tied is
-    taken to stay as it was at a module's first call.
+    Torch walks all modules at every call to find the tied ones, a fifth of a small net's forward pass. Which tensors are tied is taken to
+    stay as it was at a module's first call.
     """
     if module not in _TIED:
         named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
