@@ -2,7 +2,8 @@
 
 The game is the worst case of each variant, played through the whole engine. A canary whose gradient or update lies along one coordinate
 that nobody else touches is there or not (a site's update points along it or against it, where the claim is about replacing); the adversary
-adds that coordinate up over all rounds. Two hundred federations with it and two hundred without give a lower bound on ε.
+adds up over all rounds how far what was sent lies along its gradient. Two hundred federations with it and two hundred without give a lower
+bound on ε.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from suites.auditing.bound import Floats
 from suites.auditing.thresholds import clopper_pearson, gaussian_family
 from suites.contracts import Claim, Defense, Delivery, Exchange, Federation, Local, Params, Shape
 from suites.federation import Assignment, Pool, Trained, train
+from suites.functional_call import outputs_of
 from suites.integer_noise import ORDERS, influence
 from suites.randomness import stream
 from suites.stack import Stack
@@ -100,17 +102,15 @@ def test_the_claim_is_within_one_percent_of_dp_accounting(variant: str, target: 
 
 
 class Along(nn.Module):
-    """Outputs w · x: the gradient of the loss is the record itself, whatever w is."""
+    """Outputs w · x: the gradient of the loss is the record itself, whatever w is, and in a keyed layer that of its scales and shifts."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, features))
-
-    def initialise(self, generator: torch.Generator) -> None:
-        nn.init.zeros_(self.weight)
+        self.read = nn.Linear(features, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight)
+        outputs: Tensor = self.read(x)
+        return outputs
 
 
 class Linear:
@@ -148,6 +148,8 @@ GAMES: Mapping[str, Game] = {
     "dp_sgd by person": Game(lambda e: (DPSGD(epsilon=e, unit="person"),), record=True, batch=100),
     # Behind masks every site's noise stands beside the canary's own; among mixed records the others' mixtures do, of another key each time.
     "dp_sgd behind masks": Game(lambda e: (DPSGD(epsilon=e), SecureAggregation()), record=True, batch=100, least=0.05),
+    # The others' gradients lie along the key's scales and shifts too, of another key in each federation.
+    "dp_sgd on keyed layers": Game(lambda e: (Published(), DPSGD(epsilon=e)), record=True, batch=100, least=0.03),
     "dp_sgd on mixed records": Game(lambda e: (Hardened(minimum=1), DPSGD(epsilon=e)), record=True, batch=100, least=0.05),
     "dp_fedavg": Game(lambda e: (DPFedAvg(epsilon=e),), record=False, replaced=True),
     "dp_fedavg, shared": Game(lambda e: (DPFedAvg(epsilon=e, shared=True, colluders=0), SecureAggregation()), record=False),
@@ -188,10 +190,15 @@ def scores(game: Game, layers: tuple[Defense, ...], seed: int, half: int) -> tup
     trained = train(Linear(), stack, federation, pool, given, chunk=half, keep=lambda _: True)  # type: ignore[arg-type]
 
     def told(one: Trained) -> float:
-        """What was sent along the canary as its site feeds it: an adversary to ε may know the key."""
-        along = stack.prepare(x[canary[:1]], one.secret)[0]
-        sent = [r.combined if masked else next(m.payload for m in r.messages if m.site == 0) for r in one.rounds]
-        return float(sum(update["weight"][0] @ along for update in sent) / along.norm())
+        """What was sent along the canary's gradient at each broadcast model: an adversary to ε knows the record and may know the key."""
+        fed, total = stack.prepare(x[canary[:1]], one.secret), 0.0
+        for r in one.rounds:
+            sent = r.combined if masked else next(m.payload for m in r.messages if m.site == 0)
+            at = {name: tensor.detach().requires_grad_() for name, tensor in r.broadcast.items()}
+            slopes = torch.autograd.grad(outputs_of(one.module, at, fed).sum(), list(at.values()), materialize_grads=True)
+            length = torch.stack([slope.square().sum() for slope in slopes]).sum().sqrt()
+            total += float(sum((sent[name] * slope).sum() for name, slope in zip(at, slopes, strict=True)) / length)
+        return total
 
     found = [told(one) for one in trained]
     claim = stack.claim(federation, Shape(sizes, FEATURES, 1, persons))
