@@ -101,7 +101,7 @@ class Rows:
 
     def by_rows(self, least: int = 1) -> Iterator[Tensor]:
         """Parts that follow each other, [., F], of no fewer than ``least`` rows; one where they are few."""
-        return (self.x[part] for part in torch.split(self.index, max(least, _rows(self.x))))
+        return (self.x[part] for part in torch.split(self.index, max(least, BLOCK // 32 // max(1, self.x.shape[1]))))
 
     def by_columns(self, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
         """All rows of a few columns, [n, .], no fewer than ``least``, and which."""

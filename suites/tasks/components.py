@@ -39,20 +39,26 @@ def _of_many(x: Rows, width: int, weight: Tensor | None) -> tuple[Tensor, Tensor
     """The mean [F] and the first axes [F, k] of many records."""
     n, features = len(x), x.x.shape[1]
     weight = torch.ones(features) if weight is None else weight
-    centre = torch.cat([(block * weight[cut]).mean(0) for cut, block in x.by_columns(_LEAST)])
+    centre = torch.empty(features)  # written into, as the axes are: small pieces kept between large ones break up the heap
+    for cut, block in x.by_columns(_LEAST):
+        centre[cut] = block.mul_(weight[cut]).mean(0)
     if features <= n:
         covariance = torch.zeros(features, features, dtype=torch.float64)
         for block in x.by_rows(_LEAST):
-            held = (block * weight - centre).double()
+            held = block.mul_(weight).sub_(centre).double()
             covariance.addmm_(held.T, held)
         return centre, _upright(_leading(covariance, width)[1])
     gram = torch.zeros(n, n, dtype=torch.float64)
     for cut, block in x.by_columns(_LEAST):
-        held = (block * weight[cut] - centre[cut]).double()
+        held = block.mul_(weight[cut]).sub_(centre[cut]).double()
         gram.addmm_(held, held.T)
     squares, vectors = _leading(gram, width)
+    del gram
     vectors = vectors / squares.sqrt()
-    return centre, _upright(torch.cat([(block * weight[cut] - centre[cut]).double().T @ vectors for cut, block in x.by_columns(_LEAST)]))
+    axes = torch.empty(features, vectors.shape[1], dtype=torch.float64)
+    for cut, block in x.by_columns(_LEAST):
+        torch.mm(block.mul_(weight[cut]).sub_(centre[cut]).double().T, vectors, out=axes[cut])
+    return centre, _upright(axes)
 
 
 def _upright(axes: Tensor) -> Tensor:
