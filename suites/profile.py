@@ -69,17 +69,26 @@ def profile(refs: Sequence[str], work: Workload) -> list[Profile]:
     """Profile defenses one after the other, each in a process of its own, so that none inherits another's memory."""
     found = []
     with tempfile.TemporaryDirectory(prefix="infl-bench-profile-") as scratch:
-        server = ForkServer(["suites.federation", "suites.profile"], Path(scratch, "log"))
+        log = Path(scratch, "log")
+        server = _server(log)
         try:
             for number, ref in enumerate(refs):
                 path = Path(scratch, f"{number}.json")
                 server.submit(ref, "suites.profile:measure_defense", {"ref": ref, "work": asdict(work), "path": str(path)})
-                while not server.ended(60.0):
-                    pass
-                found.append(Profile(**json.loads(path.read_text())) if path.exists() else _failed(ref, work, Path(scratch, "log")))
+                try:
+                    while not server.ended(60.0):
+                        pass
+                except ChildProcessError:  # killed, its worker with it: this defense failed, the next has a server of its own
+                    server.close()
+                    server = _server(log)
+                found.append(Profile(**json.loads(path.read_text())) if path.exists() else _failed(ref, work, log))
         finally:
             server.close()
     return found
+
+
+def _server(log: Path) -> ForkServer:
+    return ForkServer(["suites.federation", "suites.profile"], log)
 
 
 def measure_defense(ref: str, work: Mapping[str, Any], path: str) -> None:

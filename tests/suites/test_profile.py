@@ -51,6 +51,17 @@ def test_a_defense_that_fails_says_so_and_the_rest_is_measured(tmp_path) -> None
     assert good.error == ""
 
 
+def test_a_defense_whose_processes_are_killed_says_so_and_the_rest_is_measured(tmp_path) -> None:
+    """As where memory runs out: the worker goes, and the server that would have told of it."""
+    text = (
+        "import os\nfrom suites.contracts import Defense\nclass Bad(Defense):\n    def model(self, net, secret): os.kill(os.getppid(), 9)\n"
+    )
+    (tmp_path / "bad.py").write_text(text)
+    bad, good = profile.profile([f"{tmp_path}/bad.py:Bad", "fedavg"], WORK)
+    assert "out of memory?" in bad.error
+    assert good.error == ""
+
+
 def test_a_wrong_request_is_one_sentence() -> None:
     with pytest.raises(RequestError, match="epsilon and noise_multiplier"):
         profile.profile(["dp_sgd:epsilon=8:noise_multiplier=1"], WORK)
