@@ -53,9 +53,8 @@ def test_a_defense_that_fails_says_so_and_the_rest_is_measured(tmp_path) -> None
 
 def test_a_defense_whose_processes_are_killed_says_so_and_the_rest_is_measured(tmp_path) -> None:
     """As where memory runs out: the worker goes, and the server that would have told of it."""
-    text = (
-        "import os\nfrom suites.contracts import Defense\nclass Bad(Defense):\n    def model(self, net, secret): os.kill(os.getppid(), 9)\n"
-    )
+    kill = "import os, time\n        os.kill(os.getppid(), 9)\n        time.sleep(60)"
+    text = f"from suites.contracts import Defense\nclass Bad(Defense):\n    def model(self, net, secret):\n        {kill}\n"
     (tmp_path / "bad.py").write_text(text)
     bad, good = profile.profile([f"{tmp_path}/bad.py:Bad", "fedavg"], WORK)
     assert "out of memory?" in bad.error
