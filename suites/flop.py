@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
 class Products(TorchDispatchMode):
     """``flop`` of the matrix products, convolutions and attentions inside: two for each multiply-add, nothing for element-wise work."""
+
+    supports_higher_order_operators = True  # torch.cond and its like run, uncounted
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -24,6 +27,8 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return func(*args, **kwargs)
         if func not in self._formulas:
             with self:  # an operation that is only others under a name: count those
                 inner = func.decompose(*args, **kwargs)

@@ -73,7 +73,7 @@ def profile(refs: Sequence[str], work: Workload) -> list[Profile]:
         server = _server(log)
         try:
             for number, ref in enumerate(refs):
-                path = Path(scratch, f"{number}.json")
+                path, said = Path(scratch, f"{number}.json"), log.stat().st_size
                 server.submit(ref, "suites.profile:measure_defense", {"ref": ref, "work": asdict(work), "path": str(path)})
                 try:
                     while not server.ended(60.0):
@@ -81,7 +81,7 @@ def profile(refs: Sequence[str], work: Workload) -> list[Profile]:
                 except ChildProcessError:  # killed, its worker with it: this defense failed, the next has a server of its own
                     server.close()
                     server = _server(log)
-                found.append(Profile(**json.loads(path.read_text())) if path.exists() else _failed(ref, work, log))
+                found.append(Profile(**json.loads(path.read_text())) if path.exists() else _failed(ref, work, log, said))
         finally:
             server.close()
     return found
@@ -221,8 +221,9 @@ def _uncalibrated(ref: str) -> str:
     return "+".join(layer(plugin) for plugin in registry.stack(ref))
 
 
-def _failed(ref: str, work: Workload, log: Path) -> Profile:
-    lines = log.read_text().strip().splitlines() if log.exists() else []
+def _failed(ref: str, work: Workload, log: Path, before: int) -> Profile:
+    """What the processes of this defense wrote last; ``before``: how long the log was when it began."""
+    lines = log.read_bytes()[before:].decode(errors="replace").strip().splitlines()
     said = lines[-1] if lines else "the process ended without a word (out of memory?)"
     if "RequestError" in said:
         raise RequestError(said.partition(": ")[2])

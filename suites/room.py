@@ -12,6 +12,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -74,10 +75,14 @@ def _joined(made: Iterator[Tensor], count: int) -> Tensor:
     if part.requires_grad:
         return torch.cat([part, *made])
     out, at = part.new_empty(count, *part.shape[1:]), 0
-    while at < count:
-        out[at : at + len(part)] = part
-        at += len(part)
-        part = next(made, part)
+    for piece in chain([part], made):
+        if at + len(piece) > count:
+            at = count + 1
+            break
+        out[at : at + len(piece)] = piece
+        at += len(piece)
+    if at != count:
+        raise ValueError(f"{count} records were given a part at a time, and not as many rows came back; make one row of each record")
     return out
 
 
@@ -85,7 +90,7 @@ def _joined(made: Iterator[Tensor], count: int) -> Tensor:
 class Rows:
     """Some rows of a table, gathered a part at a time: a copy of the training records would be half a matrix."""
 
-    x: Tensor  # [N, F]
+    table: Tensor  # [N, F]: all records, also those that are not among the rows
     index: Tensor  # [n]
 
     def __len__(self) -> int:
@@ -93,21 +98,21 @@ class Rows:
 
     def whole(self) -> Tensor:
         """All of them, [n, F]: a copy."""
-        return self.x[self.index]
+        return self.table[self.index]
 
     def columns(self, cut: slice) -> Rows:
         """The same rows of some columns."""
-        return Rows(self.x[:, cut], self.index)
+        return Rows(self.table[:, cut], self.index)
 
     def by_rows(self, least: int = 1) -> Iterator[Tensor]:
         """Parts that follow each other, [., F], of no fewer than ``least`` rows; one where they are few."""
-        return (self.x[part] for part in torch.split(self.index, max(least, BLOCK // 32 // max(1, self.x.shape[1]))))
+        return (self.table[part] for part in torch.split(self.index, max(least, BLOCK // 32 // max(1, self.table.shape[1]))))
 
     def by_columns(self, least: int = 1) -> Iterator[tuple[slice, Tensor]]:
         """All rows of a few columns, [n, .], no fewer than ``least``, and which."""
         step = max(least, BLOCK // 32 // max(1, len(self)))
-        cuts = (slice(start, start + step) for start in range(0, self.x.shape[1], step))
-        return ((cut, self.x[:, cut].index_select(0, self.index)) for cut in cuts)
+        cuts = (slice(start, start + step) for start in range(0, self.table.shape[1], step))
+        return ((cut, self.table[:, cut].index_select(0, self.index)) for cut in cuts)
 
 
 def gathered(work: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:

@@ -26,7 +26,7 @@ class Compared(Protocol):
     def baselines(self, x: Rows, y: Tensor, classes: int) -> Mapping[str, Callable[[Tensor], Tensor]]:
         """By name, methods fitted to records ``x`` with classes ``y``: of others [n, F] each makes outputs of the network's shape, by row.
 
-        None of them holds ``x`` any longer.
+        ``x.whole()`` or its parts are the records to fit to; ``x.table`` has test records too. No method holds ``x`` any longer.
         """
         ...
 

@@ -20,13 +20,14 @@ def components(x: Rows, width: int, weight: Tensor | None = None) -> Callable[[T
     fewer records than columns, it is made of one of the Gram matrix (Turk & Pentland 1991, J. Cogn. Neurosci. 3, 71). In doubles this gives
     the leading axes of a singular value decomposition, which would hold the records four times more.
     """
-    if len(x) * x.x.shape[1] <= _SMALL:
+    if len(x) * x.table.shape[1] <= _SMALL:
         held = x.whole() if weight is None else x.whole() * weight
         centre = held.mean(0)
         axes = torch.linalg.svd((held - centre).double(), full_matrices=False)[2][:width].T
         del held
     else:
         centre, axes = _of_many(x, width, weight)
+    axes = _upright(axes)
 
     def outputs(asked: Tensor) -> Tensor:
         z = (((asked if weight is None else asked * weight) - centre).double() @ axes).float()
@@ -37,7 +38,7 @@ def components(x: Rows, width: int, weight: Tensor | None = None) -> Callable[[T
 
 def _of_many(x: Rows, width: int, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """The mean [F] and the first axes [F, k] of many records."""
-    n, features = len(x), x.x.shape[1]
+    n, features = len(x), x.table.shape[1]
     weight = torch.ones(features) if weight is None else weight
     centre = torch.empty(features)  # written into, as the axes are: small pieces kept between large ones break up the heap
     for cut, block in x.by_columns(_LEAST):
@@ -47,7 +48,7 @@ def _of_many(x: Rows, width: int, weight: Tensor | None) -> tuple[Tensor, Tensor
         for block in x.by_rows(_LEAST):
             held = block.mul_(weight).sub_(centre).double()
             covariance.addmm_(held.T, held)
-        return centre, _upright(_leading(covariance, width)[1])
+        return centre, _leading(covariance, width)[1]
     gram = torch.zeros(n, n, dtype=torch.float64)
     for cut, block in x.by_columns(_LEAST):
         held = block.mul_(weight[cut]).sub_(centre[cut]).double()
@@ -58,7 +59,7 @@ def _of_many(x: Rows, width: int, weight: Tensor | None) -> tuple[Tensor, Tensor
     axes = torch.empty(features, vectors.shape[1], dtype=torch.float64)
     for cut, block in x.by_columns(_LEAST):
         torch.mm(block.mul_(weight[cut]).sub_(centre[cut]).double().T, vectors, out=axes[cut])
-    return centre, _upright(axes)
+    return centre, axes
 
 
 def _upright(axes: Tensor) -> Tensor:
@@ -71,6 +72,8 @@ def _leading(matrix: Tensor, width: int) -> tuple[Tensor, Tensor]:
     from scipy.linalg import eigh
 
     n = len(matrix)
+    if not bool(matrix.diagonal().isfinite().all()):
+        raise ValueError("records with missing or infinite values have no principal components; fill them first")
     # A symmetric matrix is its own transpose, and that LAPACK takes without a copy.
     values, vectors = eigh(matrix.numpy().T, subset_by_index=[max(0, n - width), n - 1], overwrite_a=True, check_finite=False)
     largest = torch.from_numpy(values[::-1].copy())

@@ -205,7 +205,7 @@ class Perturbation:
         """
         fed = self.layout.fed
         conditions, index = torch.unique(y, return_inverse=True)
-        each, at = torch.zeros(len(conditions), x.x.shape[1], dtype=torch.float64), 0
+        each, at = torch.zeros(len(conditions), x.table.shape[1], dtype=torch.float64), 0
         for part in x.by_rows():
             each.index_add_(0, index[at : at + len(part)], part.double())
             at += len(part)

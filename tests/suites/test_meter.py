@@ -58,6 +58,12 @@ def test_torchs_own_counter_says_the_same(inference: bool) -> None:
     assert counted > 2 * 6 * 8 * (2 * 16 * 24)
 
 
+def test_a_net_that_branches_is_counted_outside_its_branches() -> None:
+    x = torch.ones(6, 5)
+    work = torch.nn.Linear(5, 5, bias=False)
+    assert meter.flop(lambda: torch.cond(work(x).sum() > 0, torch.sin, torch.cos, (x,))) == 2 * 6 * 5 * 5
+
+
 def test_wire_bytes() -> None:
     assert meter.wire_bytes({"w": torch.ones(3, 5), "b": torch.ones(5, dtype=torch.float64), "n": torch.ones((), dtype=torch.int64)}) == 108
 

@@ -56,8 +56,10 @@ def test_a_defense_whose_processes_are_killed_says_so_and_the_rest_is_measured(t
     kill = "import os, time\n        os.kill(os.getppid(), 9)\n        time.sleep(60)"
     text = f"from suites.contracts import Defense\nclass Bad(Defense):\n    def model(self, net, secret):\n        {kill}\n"
     (tmp_path / "bad.py").write_text(text)
-    bad, good = profile.profile([f"{tmp_path}/bad.py:Bad", "fedavg"], WORK)
-    assert "out of memory?" in bad.error
+    (tmp_path / "other.py").write_text("from suites.contracts import Defense\nclass Other(Defense):\n    def model(self, *_): 1 / 0\n")
+    other, bad, good = profile.profile([f"{tmp_path}/other.py:Other", f"{tmp_path}/bad.py:Bad", "fedavg"], WORK)
+    assert "out of memory?" in bad.error  # and not what another said before it
+    assert "division" in other.error
     assert good.error == ""
 
 

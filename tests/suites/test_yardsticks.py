@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from suites.bench import Bench
-from suites.room import Rows
+from suites.room import Rows, gathered
 from suites.tasks.classification import Classification
 from suites.yardsticks import measures
 
@@ -78,3 +78,10 @@ def test_yardsticks_see_all_training_records_and_stand_once_beside_each_open_net
     assert found["accuracy:logistic_regression"] == pytest.approx(right)
     assert found["accuracy:above_logistic_regression"] == pytest.approx(1.0 - right)
     assert Bench(spec("local_only"), None).yardsticks({"accuracy": 1.0}) == []  # the report sets it beside those of the others
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_a_method_that_makes_no_row_of_each_record_is_told_so(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.room.BLOCK", 32 * 4 * 3)  # four records of three columns at a time
+    with pytest.raises(ValueError, match="one row of each record"):
+        gathered(lambda part: torch.zeros(rows, 2), Rows(torch.ones(10, 3), torch.arange(10)))

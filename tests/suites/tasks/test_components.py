@@ -42,9 +42,18 @@ def test_missing_components_are_zero(small: int, monkeypatch: pytest.MonkeyPatch
     assert components(Rows(alike, torch.arange(4)), 3)(alike).abs().max() < 1e-5
 
 
-def test_the_sign_of_many_records_components_is_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suites.tasks.components._SMALL", 0)
+@pytest.mark.parametrize("small", [1 << 21, 0])
+def test_a_component_has_one_sign(small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.tasks.components._SMALL", small)
     method = components(Rows(table(20, 30), torch.arange(20)), 12)
     axes = method(torch.eye(30)) - method(torch.zeros(30, 30))
     torch.testing.assert_close(axes.T @ axes, torch.eye(12), atol=1e-4, rtol=0)
     assert bool((axes.gather(0, axes.abs().argmax(0, keepdim=True)) > 0).all())
+
+
+def test_missing_values_are_refused_where_tables_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.tasks.components._SMALL", 0)
+    x = table(20, 30)
+    x[3, 4] = float("nan")
+    with pytest.raises(ValueError, match="missing"):
+        components(Rows(x, torch.arange(20)), 3)
