@@ -16,10 +16,7 @@ from tests.infl.hardened_tables import OURS, PLAIN
 
 DOCS = Path(__file__).parents[2] / "docs"
 DECLINE = {"cocktail_party", "cocktail_party_of_sum", "learned_inverter", "learned_inverter_of_sum"}
-NOT_RUN_ELSEWHERE = {  # but on pbmc68k
-    *("norms", "norms_of_sum", "gram_search", "gram_search_of_sum", "principal_components"),
-    *("ladder", "ladder_of_sum", "cosine_inversion_of_sum"),
-}
+NOT_RUN_ELSEWHERE = {"norms_of_sum", "gram_search_of_sum", "ladder_of_sum"}  # but on pbmc68k
 MISSING = {"pbmc68k": DECLINE, "cptac": DECLINE | NOT_RUN_ELSEWHERE, "kang": DECLINE | NOT_RUN_ELSEWHERE}
 
 
@@ -68,7 +65,18 @@ def test_every_cohort_and_attack_of_the_ensemble_is_in_the_table_or_named_as_mis
     assert set(re.findall("`([a-z_]+)`", declines.rpartition("Of the ensemble,")[2])) == DECLINE
     absent, _, elsewhere = rest.partition("**Not run here**:")[2].partition("On CPTAC and Kang")
     assert set(re.findall("`([a-z_]+)`", absent)) == set()
-    assert set(re.findall("`([a-z_]+)`", elsewhere.partition("were not run either")[0])) == NOT_RUN_ELSEWHERE
+    assert set(re.findall("`([a-z_]+)`", elsewhere.partition("\n- ")[0])) == NOT_RUN_ELSEWHERE
+
+
+def test_single_seeds_of_the_searches_say_what_the_page_says() -> None:
+    """One seed has no interval: nobody on hardened stands above .1, and on FedAvg the best is two fifths of Kang's records."""
+    table = held()
+    lone = table[table.groupby(["data", "attack"])["seed"].transform("nunique").eq(1) & table["data"].isin(("cptac", "kang"))]
+    assert set(lone["attack"]) == {"principal_components", "norms", "gram_search", "ladder", "cosine_inversion_of_sum"}
+    assert lone[lone["defense"] == OURS]["named"].max() < 0.1
+    best = lone[lone["defense"] == PLAIN].sort_values("named").iloc[-1]
+    assert best["data"] == "kang"
+    assert 0.35 < best["named"] <= 0.4
 
 
 def scores(plain: float, ours: float, noise: float = 0.01) -> pd.DataFrame:
