@@ -8,8 +8,10 @@ their guess, so that one of another size or budget still tells of this machine; 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,37 +72,84 @@ _ENOUGH = 200  # manifests read from earlier runs, a stage
 _FEW = 3  # measured attacks that speak for others
 
 
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What of a cell's request its time goes by: cells that are alike in it are foretold alike."""
+
+    stage: str
+    task: str
+    data: str
+    defense: str
+    attack: str
+    budget: str
+    references: int
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Likeness:
+        task, defense, attack = (portable(str(spec.get(name, ""))) for name in ("task", "defense", "attack"))
+        data = json.dumps(spec.get("data", {}), sort_keys=True, default=str)
+        return cls(str(spec.get("stage", "")), task, data, defense, attack, str(spec.get("budget", "")), int(spec.get("count", 1)))
+
+    @property
+    def kinds(self) -> list[tuple[str, ...]]:
+        """From the closest likeness to the widest."""
+        stage, task, defense, attack = self.stage, self.task, self.defense, self.attack
+        one: list[tuple[str, ...]] = [
+            (stage, task, defense, attack, self.budget),
+            (stage, "", defense, attack, self.budget),
+            (stage, "", "", attack, self.budget),
+            (stage, "", "", attack, ""),
+        ]
+        # Likenesses across attacks are no measure of an attack, whose time is its own: they set the pace of all that are not measured.
+        return one if stage == "attack" else [*one, (stage, task, defense), (stage, "", defense), (stage, task, ""), (stage,)]
+
+    def guess(self, millions: float = 0.0) -> float:
+        """Seconds, where nothing alike was measured, on a cohort of so many million values."""
+        if self.stage != "attack":
+            return UNMEASURED[self.stage]
+        name, budget = self.attack.partition(":")[0], float(self.budget or 1.0)
+        if name in PLAIN and not self.task.startswith("classification"):
+            return UNMEASURED["attack"]
+        searched = SEARCHES.get(name)
+        small = UNMEASURED["attack"] if searched is None else max(searched * budget, UNMEASURED["attack"])
+        return small + millions * (WIDER.get(name, 0.0) * budget + WIDE)
+
+
 class Forecast:
     """Medians of measured times, as multiples of the guess, by the closest kind of cell that was measured."""
 
     def __init__(self) -> None:
         self._multiples: dict[tuple[str, ...], list[float]] = {}
-        self._attacks: dict[str, list[tuple[float, float]]] = {}  # by task: seconds and guess
+        self._attacks: dict[str, tuple[int, float, float]] = {}  # by task: how many, their seconds, and their guesses
         self._expected: dict[tuple[str, str], float] = {}  # of one training, by task and defense
         self._millions: dict[tuple[str, str], float] = {}  # values, by task and data
         self._store: Store | None = None
 
     def expect(self, spec: Mapping[str, Any], seconds: float) -> None:
         """One training of this task and defense takes about so long."""
-        self._expected[portable(str(spec["task"])), portable(str(spec["defense"]))] = seconds
+        like = Likeness.of(spec)
+        self._expected[like.task, like.defense] = seconds
 
     def sized(self, spec: Mapping[str, Any], values: int) -> None:
         """The cohort of this task and data has so many values."""
-        self._millions[_data(spec)] = values / 1e6
+        like = Likeness.of(spec)
+        self._millions[like.task, like.data] = values / 1e6
 
     @property
     def measured(self) -> bool:
         return bool(self._multiples)
 
     def note(self, spec: Mapping[str, Any], seconds: float) -> None:
-        if self._store is not None and spec["stage"] == "train" and _data(spec) not in self._millions:
+        like = Likeness.of(spec)
+        if self._store is not None and like.stage == "train" and (like.task, like.data) not in self._millions:
             self._measure(self._store)  # prepared by this very training, perhaps
-        guessed = self._guess(spec)
-        for key in _kinds(spec):
-            self._multiples.setdefault(key, []).append(seconds / guessed)
-        if spec["stage"] == "attack":
-            for task in {portable(str(spec.get("task", ""))), ""}:
-                self._attacks.setdefault(task, []).append((seconds, guessed))
+        guessed = self._guess(like)
+        for kind in like.kinds:
+            self._multiples.setdefault(kind, []).append(seconds / guessed)
+        if like.stage == "attack":
+            for task in {like.task, ""}:
+                count, spent, foretold = self._attacks.get(task, (0, 0.0, 0.0))
+                self._attacks[task] = count + 1, spent + seconds, foretold + guessed
 
     def recall(self, store: Store) -> None:
         """Learn from the cells of earlier runs in this folder."""
@@ -115,26 +164,36 @@ class Forecast:
                     continue
 
     def seconds(self, cell: Cell) -> float:
-        known = next((self._multiples[key] for key in _kinds(cell.spec) if key in self._multiples), None)
-        return median(known) * self._guess(cell.spec) if known else self._foretold(cell.spec)
+        return self._seconds(Likeness.of(cell.spec))
 
-    def _foretold(self, spec: Mapping[str, Any]) -> float:
-        task = portable(str(spec.get("task", "")))
-        one = self._expected.get((task, portable(str(spec["defense"]))))
-        if spec["stage"] == "attack":
-            return self._guess(spec) * self._pace(task)
-        if one is None:
-            return self._guess(spec)
-        return START + one * (1 + LANE * (int(spec.get("count", 1)) - 1))
+    def total(self, cells: Iterable[Cell], workers: int) -> float:
+        """Seconds until all are done, were the workers always busy."""
+        return self.total_of(Counter(Likeness.of(cell.spec) for cell in cells), workers)
+
+    def total_of(self, cells: Mapping[Likeness, int], workers: int) -> float:
+        """The same of so many cells of each likeness: whoever asks often counts them once."""
+        return sum(count * self._seconds(like) for like, count in cells.items() if count) / workers
+
+    def _seconds(self, like: Likeness) -> float:
+        known = next((self._multiples[kind] for kind in like.kinds if kind in self._multiples), None)
+        return median(known) * self._guess(like) if known else self._foretold(like)
+
+    def _foretold(self, like: Likeness) -> float:
+        if like.stage == "attack":
+            return self._guess(like) * self._pace(like.task)
+        one = self._expected.get((like.task, like.defense))
+        return self._guess(like) if one is None else START + one * (1 + LANE * (like.references - 1))
 
     def _pace(self, task: str) -> float:
         """How much longer than guessed the measured attacks on this task, or else on any, took in all."""
-        known = self._attacks.get(task, [])
-        known = known if len(known) >= _FEW else self._attacks.get("", [])
-        return sum(s for s, _ in known) / sum(g for _, g in known) if len(known) >= _FEW else 1.0
+        for known in (task, ""):
+            count, spent, guessed = self._attacks.get(known, (0, 0.0, 0.0))
+            if count >= _FEW:
+                return spent / guessed
+        return 1.0
 
-    def _guess(self, spec: Mapping[str, Any]) -> float:
-        return guess(spec, self._millions.get(_data(spec), 0.0))
+    def _guess(self, like: Likeness) -> float:
+        return like.guess(self._millions.get((like.task, like.data), 0.0))
 
     def _measure(self, store: Store) -> None:
         """The sizes of the cohorts that this folder holds prepared, from the files' headers."""
@@ -144,47 +203,8 @@ class Forecast:
                 records, features = held["x"]["shape"]
                 self.sized(json.loads(held["__metadata__"]["spec"]), records * features)
 
-    def total(self, cells: Iterable[Cell], workers: int) -> float:
-        """Seconds until all are done, were the workers always busy."""
-        return sum(map(self.seconds, cells)) / workers
-
-
-def guess(spec: Mapping[str, Any], millions: float = 0.0) -> float:
-    """Seconds of a cell of which nothing alike was measured, on a cohort of so many million values."""
-    stage, budget = str(spec["stage"]), float(spec.get("budget", 1.0))
-    if stage != "attack":
-        return UNMEASURED[stage]
-    name = portable(str(spec.get("attack", ""))).partition(":")[0]
-    if name in PLAIN and not portable(str(spec.get("task", "classification"))).startswith("classification"):
-        return UNMEASURED["attack"]
-    searched = SEARCHES.get(name)
-    small = UNMEASURED["attack"] if searched is None else max(searched * budget, UNMEASURED["attack"])
-    return small + millions * (WIDER.get(name, 0.0) * budget + WIDE)
-
 
 def _header(path: Path) -> Any:
     """What a safetensors file says of itself: eight bytes that count, then JSON."""
     with path.open("rb") as file:
         return json.loads(file.read(int.from_bytes(file.read(8), "little")))
-
-
-def _data(spec: Mapping[str, Any]) -> tuple[str, str]:
-    return portable(str(spec.get("task", ""))), json.dumps(spec.get("data", {}), sort_keys=True, default=str)
-
-
-def _kinds(spec: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """From the closest likeness to the widest."""
-    stage, defense, attack = str(spec["stage"]), portable(str(spec["defense"])), portable(str(spec.get("attack", "")))
-    task, budget = portable(str(spec.get("task", ""))), str(spec.get("budget", ""))
-    return [
-        (stage, task, defense, attack, budget),
-        (stage, "", defense, attack, budget),
-        (stage, "", "", attack, budget),
-        (stage, "", "", attack, ""),
-        *_wider(stage, task, defense),
-    ]
-
-
-def _wider(stage: str, task: str, defense: str) -> list[tuple[str, ...]]:
-    """Likenesses across attacks are no measure of an attack, whose time is its own: they set the pace of all that are not measured."""
-    return [] if stage == "attack" else [(stage, task, defense), (stage, "", defense), (stage, task, ""), (stage,)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from suites.errors import RequestError
-from suites.forecast import Forecast
+from suites.forecast import Forecast, Likeness
 from suites.forkserver import ForkServer
 from suites.plan import Cell, Plan
 from suites.store import Store, write_trouble, writing
@@ -78,6 +79,9 @@ class _Run:
         self.forecast.recall(store)
         self.waiting = sorted(cells, key=lambda cell: (_ORDER[cell.stage], -self.forecast.seconds(cell)))
         self.missing = {cell.id for cell in cells}  # neither done nor given up
+        self.likeness = {cell.id: Likeness.of(cell.spec) for cell in cells}
+        self.left = Counter(self.likeness.values())  # of the missing
+        self.stages = {cell.id: cell.stage for cell in plan.cells}
         self.running: dict[str, Cell] = {}
         self.outcome = Outcome()
         self.restarts = 0
@@ -131,8 +135,7 @@ class _Run:
 
     def _start(self, cell: Cell) -> None:
         (self.store.root / "failed" / f"{cell.id}.json").unlink(missing_ok=True)
-        stages = {known.id: known.stage for known in self.plan.cells}
-        inputs = {name: str(self.store.folder(stages[identity], identity)) for name, identity in cell.inputs.items()}
+        inputs = {name: str(self.store.folder(self.stages[identity], identity)) for name, identity in cell.inputs.items()}
         arguments = {"store": str(self.store.root), "stage": cell.stage, "identity": cell.id, "call": cell.call}
         self.running[cell.id] = cell
         self.server.submit(cell.id, "suites.worker:work", {**arguments, "spec": dict(cell.spec), "inputs": inputs})
@@ -158,12 +161,16 @@ class _Run:
             self._give_up(cell, str(left["error"]))
 
     def _done(self, cell: Cell) -> None:
-        self.missing.discard(cell.id)
+        self._no_longer(cell)
         self.store.release(cell.id)
 
     def _give_up(self, cell: Cell, why: str) -> None:
-        self.missing.discard(cell.id)
+        self._no_longer(cell)
         self.outcome.failed[cell.id] = why
+
+    def _no_longer(self, cell: Cell) -> None:
+        self.missing.discard(cell.id)
+        self.left[self.likeness[cell.id]] -= 1
 
     def _preload(self, modules: Sequence[str]) -> None:
         """What one cell had to import by itself, the server loads for the cells to come."""
@@ -188,7 +195,7 @@ class _Run:
         self.running.clear()
 
     def _say(self) -> None:
-        left = self.forecast.total([*self.waiting, *self.running.values()], self.workers)
+        left = self.forecast.total_of(self.left, self.workers)
         total, failed = len(self.plan.cells), len(self.outcome.failed)
         titles = [cell.title for cell in self.running.values()]
         self.tell(Progress(total - len(self.missing) - failed, failed, total, titles, left))
