@@ -37,6 +37,9 @@ from suites.contracts import Observation, Params, Secret, Skip, Target
 SOLVED = 1e-10  # loss of a gradient in single precision that was hit exactly
 PARTS = (0.25, 0.25, 0.25, 0.25)  # of the budget, between which the worse half of the starts begins anew from the best one
 SAME = 1e-3  # of what counts as solved: losses as near as this are taken for equal
+# After a first part of so many evaluations or more, that of the best start from which a search is given up. Measured under DP at epsilon 8 and
+# under a missing key: .98 to 1.00 after the first part and after the last one; where a message can be explained, .42 or less.
+HOPELESS, FAIR_TRIAL = 0.9, 50
 UNEXPLAINED = 0.25  # mean relative squared distance a tensor from which a search counts as failed
 Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r] and first weights [L, H, r] (or orders) -> messages with a lane axis
 Begun = tuple[Tensor, Tensor]  # points [L, B r] and losses [L] after a first part
@@ -185,6 +188,8 @@ class Problem:
         """The best A [B, r] and its loss; ``begun`` is what the first part found, where that is known: points [L, B r], losses [L]."""
         batch, rank = len(self.labels), len(self.rows)
         flat, loss = begun if begun is not None else searched([self], self.starts(restarts, rng)[None], int(PARTS[0] * budget))[0]
+        if int(PARTS[0] * budget) >= FAIR_TRIAL and float(loss.min()) > HOPELESS * len(self.received):
+            return flat[loss.argmin()].view(batch, rank), float(loss.min())
         for part in (*PARTS[1:], 0.0):
             # The first of those as good: of several at the last bits of the same records, rounding would choose, and with it their order.
             best = int((loss <= loss.min() + SAME * self.solved).to(torch.int8).argmax())

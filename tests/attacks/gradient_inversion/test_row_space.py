@@ -355,3 +355,32 @@ def test_each_of_several_problems_ends_where_it_would_alone() -> None:
         alone, loss = minimise(bowl(torch.tensor([each])), start[each], 60, stop=lambda found, each=each: bool((found < goal[each]).any()))
         assert torch.allclose(points[each], alone, rtol=1e-9, atol=1e-14)
         assert torch.allclose(losses[each], loss, rtol=1e-9, atol=1e-18)
+
+
+def test_a_search_that_explains_nothing_is_given_up_after_its_first_part_and_one_that_explains_something_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts: list[int] = []
+
+    def counted(problems, starts, budget):
+        parts.append(budget)
+        return searched(problems, starts, budget)
+
+    monkeypatch.setattr("attacks.gradient_inversion.row_problem.searched", counted)
+    seen, truth = lab(4)
+    clean = seen.targets[0]
+    draw = torch.Generator().manual_seed(3)
+    noise = {name: torch.randn(sent.shape, generator=draw) * sent.std() for name, sent in clean.update.items()}
+
+    def tried(update: dict[str, torch.Tensor], budget: int = 240) -> list[int]:
+        parts.clear()
+        problem = Problem(seen, replace(clean, update=update), None)
+        monkeypatch.setattr(problem, "solved", 0.0)  # so that nothing ends early for being solved
+        problem.solve(budget, 8, torch.Generator().manual_seed(1))
+        return list(parts)
+
+    assert tried(noise) == [60]
+    assert tried(noise, budget=40) == [10] * 4, "ten evaluations are no fair trial"
+    some = {name: sent + 0.2 * noise[name] for name, sent in clean.update.items()}
+    assert tried(some) == [60] * 4
+    assert tried(clean.update) == [60] * 4
