@@ -21,8 +21,8 @@ from suites.registry import portable
 from suites.store import MANIFEST, Store
 
 UNMEASURED = {"train": 2.0, "reference": 4.0, "attack": 0.2}  # seconds; a guess, said to be one
-# Searches take far longer than other attacks; seconds at their own effort, on one core, for cohorts of the catalogue's sizes, as a mean over
-# the defenses of `standard`: where a search succeeds, as under FedAvg, it ends early.
+# Searches take far longer than other attacks; seconds at their own effort, on one core, for cohorts of the catalogue's sizes, as a mean
+# over the defenses of `standard`: where a search succeeds, as under FedAvg, it ends early.
 SEARCHES = {
     "row_space": 10.0,
     "row_space_of_sum": 20.0,

@@ -37,8 +37,8 @@ from suites.contracts import Observation, Params, Secret, Skip, Target
 SOLVED = 1e-10  # loss of a gradient in single precision that was hit exactly
 PARTS = (0.25, 0.25, 0.25, 0.25)  # of the budget, between which the worse half of the starts begins anew from the best one
 SAME = 1e-3  # of what counts as solved: losses as near as this are taken for equal
-# After a first part of so many evaluations or more, that of the best start from which a search is given up. Measured under DP at epsilon 8 and
-# under a missing key: .98 to 1.00 after the first part and after the last one; where a message can be explained, .42 or less.
+# After a first part of so many evaluations or more, that of the best start from which a search is given up. Measured under DP at
+# epsilon 8 and without a key: .97 to 1.00 after the first part and after the last one; where a message can be explained, .42 or less.
 HOPELESS, FAIR_TRIAL = 0.9, 50
 UNEXPLAINED = 0.25  # mean relative squared distance a tensor from which a search counts as failed
 Simulate = Callable[[Tensor, Tensor], Params]  # A [L, B, r] and first weights [L, H, r] (or orders) -> messages with a lane axis

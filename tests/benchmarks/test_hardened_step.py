@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def _one_thread():
 
 @pytest.mark.parametrize("features", [1000, 9105])
 def test_a_step_on_mixed_records_against_fedavg(benchmark, features: int) -> None:
-    """A round of one epoch, between one round's end and the next one's: at most 1.05 x FedAvg's. What mixing costs once is told beside it."""
+    """A round of one epoch, from one round's end to the next: at most 1.05 x FedAvg's. What mixing costs once is told beside it."""
     draw = torch.Generator().manual_seed(7)
     pool = Pool(torch.randn(SITES * EACH, features, generator=draw), torch.randint(0, CLASSES, (SITES * EACH,), generator=draw), CLASSES)
     assignment = Assignment(tuple(torch.arange(SITES * EACH).split(EACH)), ("step",), ("step", "secret"))
@@ -45,7 +46,7 @@ def test_a_step_on_mixed_records_against_fedavg(benchmark, features: int) -> Non
         kept = train(task, Stack(layers), federation, pool, [assignment], chunk=1, keep=ended)[0]
         assert next(value for name, value in kept.finals[0].items() if name.endswith("weight")).shape[-1] == features  # nothing is padded
         assert len(ends) == 1 + ROUNDS
-        return ends[0] - start, statistics.median(after - before for before, after in zip(ends, ends[1:]))
+        return ends[0] - start, statistics.median(after - before for before, after in pairwise(ends))
 
     ours = Hardened()
     trained(ours)

@@ -367,7 +367,7 @@ def test_a_search_that_explains_nothing_is_given_up_after_its_first_part_and_one
         return searched(problems, starts, budget)
 
     monkeypatch.setattr("attacks.gradient_inversion.row_problem.searched", counted)
-    seen, truth = lab(4)
+    seen, _ = lab(4)
     clean = seen.targets[0]
     draw = torch.Generator().manual_seed(3)
     noise = {name: torch.randn(sent.shape, generator=draw) * sent.std() for name, sent in clean.update.items()}
