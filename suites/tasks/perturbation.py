@@ -5,6 +5,8 @@ reaches its neighbours. Here each perturbation's flags are propagated once over 
 and a dense network predicts the change of every gene. The graph is public: two perturbed genes are joined if their symbols have a common
 stem (MAP2K3 and MAP2K6: HGNC names families so), or if the screen's design perturbs them together. GEARS' second graph, of co-expressed
 genes, is left out: where the perturbed genes are not among the measured ones (the small Norman extract), nothing ties it to a perturbation.
+Passing what is predicted once along it moved the correlation on six tuning splits (seeds 100 to 105, .522 without it) by -.012 +- .005 with
+GEARS' threshold of .4 and 20 neighbours, by +.006 +- .002 with a threshold of .1 and a share of .3: too little for one more public graph.
 
 What is private is a cell: its perturbation is fed to the network, its change against the mean control cell of its line travels aside as
 target. Control cells are public reference and in no part. The unit that no part shares with another is a perturbation in a cell line.
