@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import math
 import mmap
 from collections.abc import Callable, Iterator
@@ -58,9 +59,14 @@ class Room:
         return max(1, self.most // max(1, each))
 
 
-def by_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``work(x)`` of records [n, F], of many wide ones in parts; ``work`` must make one row of each record, whatever the others are."""
-    return work(x) if x.numel() <= BLOCK else _joined((work(part) for part in torch.split(x, _rows(x))), len(x))
+def by_rows(work: Callable[..., Tensor], x: Tensor, *beside: Tensor, copies: int = 1) -> Tensor:
+    """``work(x, *beside)`` of records [n, F] and what else there is of each, [n, ...]; of many wide ones in parts.
+
+    ``work`` must make one row of each record, whatever the others are; ``copies`` is how many tables like ``x`` it holds on the way.
+    """
+    if copies * x.numel() <= BLOCK:
+        return work(x, *beside)
+    return _joined((work(*part) for part in zip(*(torch.split(all_, _rows(x)) for all_ in (x, *beside)), strict=True)), len(x))
 
 
 def _rows(x: Tensor) -> int:
@@ -123,6 +129,7 @@ def gathered(work: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:
 def give_back(x: Tensor) -> None:
     """Hand what was freed beside a large ``x`` back to the system, which the allocator else keeps for the next like it (glibc)."""
     if x.numel() > BLOCK // 8:
+        gc.collect()  # modules and what was made of them hold each other
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
             ctypes.CDLL(None).malloc_trim(0)
 

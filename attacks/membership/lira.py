@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attacks.membership.loss import key_to_use
+from attacks.membership.loss import released
+from attacks.membership.said import signals
 from suites.contracts import Goal, Guess, Observation, Reference, Sees, Skip
 
 POOL = 64  # references below which variances are pooled
@@ -48,8 +49,8 @@ def signals_of(seen: Observation, count: int | None) -> tuple[Tensor, Tensor, Te
     """The released model's signal [n], the references' [R, n], and which reference was trained on which candidate [R, n] bool."""
     candidates, references = seen.candidates, ask_references(seen, count)
     with torch.no_grad():
-        signal = seen.signal(seen.predict(seen.released, candidates.x, key_to_use(seen)), candidates.y).double()
-        rows = [seen.signal(reference.predict(candidates.x), candidates.y).double() for reference in references]
+        signal = signals(seen, released(seen), candidates).double()
+        rows = [signals(seen, reference.predict, candidates).double() for reference in references]
     included = torch.stack([reference.included[: len(candidates)].bool() for reference in references])
     return signal, torch.stack(rows), included.to(signal.device)
 

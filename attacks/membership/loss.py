@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from attacks.membership.said import Predict, losses
 from suites.contracts import Goal, Guess, Observation, Secret, Sees
 
 
@@ -17,8 +18,13 @@ class LossThreshold:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         with torch.no_grad():
-            outputs = seen.predict(seen.released, seen.candidates.x, key_to_use(seen))
-            return Guess(-seen.loss(outputs, seen.candidates.y))
+            return Guess(-losses(seen, released(seen), seen.candidates))
+
+
+def released(seen: Observation) -> Predict:
+    """The released model under the key that there is: records [n, F] to outputs."""
+    key = key_to_use(seen)
+    return lambda x: seen.predict(seen.released, x, key)
 
 
 def key_to_use(seen: Observation) -> Secret | None:

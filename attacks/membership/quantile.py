@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.membership.loss import key_to_use
+from attacks.membership.said import signals
 from attacks.membership.span import principal
 from suites.contracts import Goal, Guess, Observation, Records, Sees, Skip
 
@@ -39,7 +40,7 @@ class QuantileRegression:
 
         def signal(records: Records) -> Tensor:
             with torch.no_grad():
-                return seen.signal(seen.predict(seen.released, records.x, key), records.y).double()
+                return signals(seen, lambda x: seen.predict(seen.released, x, key), records).double()
 
         return Guess(standing(describe(public), signal(public), describe(candidates), signal(candidates)))
 

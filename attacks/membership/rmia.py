@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from attacks.membership.lira import ask_references
-from attacks.membership.loss import key_to_use
+from attacks.membership.loss import released
+from attacks.membership.said import Predict, losses
 from suites.contracts import Goal, Guess, Observation, Sees
 
 GAMMA = 1.0
@@ -36,11 +37,14 @@ class RMIA:
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
         candidates, population = seen.candidates, seen.auxiliary
-        x, y = torch.cat([candidates.x, population.x]), torch.cat([candidates.y, population.y])
         references = ask_references(seen, self.count)
+
+        def of(predict: Predict) -> Tensor:
+            return torch.cat([losses(seen, predict, records) for records in (candidates, population)])
+
         with torch.no_grad():
-            target = -seen.loss(seen.predict(seen.released, x, key_to_use(seen)), y).double()
-            rows = torch.stack([-seen.loss(reference.predict(x), y).double() for reference in references])
+            target = -of(released(seen)).double()
+            rows = torch.stack([-of(reference.predict).double() for reference in references])
         included = torch.stack([reference.included.bool() for reference in references]).to(rows.device)
         ratio = log_ratio(target, rows, included)
         return Guess(pairwise(ratio[: len(candidates)], ratio[len(candidates) :]), notes={"references": float(len(references))})

@@ -157,6 +157,8 @@ def test_rows_in_parts_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("suites.room.BLOCK", 8 * 8 * 16)
     assert torch.equal(by_rows(work, x), whole)
     assert given == [150, *[16] * 9, 6]
+    beside = torch.arange(150)
+    assert torch.equal(by_rows(lambda part, of: part[:, :1] * of[:, None], x, beside), x[:, :1] * beside[:, None])
     some = only(work, x, torch.tensor([4, 40, 4]))
     assert torch.equal(some[[4, 40]], whole[[4, 40]])
     assert float(some.abs().sum()) == float(whole[[4, 40]].abs().sum())
