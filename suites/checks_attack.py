@@ -186,17 +186,18 @@ class Examination:
             measures = score_vectors(guess.value, stage.stack.derived(module))
         else:
             opened = [self._opened(key) for key in guess.value]
-            floor = next(iter(stage.task.floor(stage.pool.y[stage.members], stage.pool.y[stage.test], CLASSES).values()))
+            floor = next(iter(stage.task.floor(stage.pool.y[stage.members], stage.pool.y[stage.members], CLASSES).values()))
             measures = score_key(opened, self._opened(stage.trained.secret), floor)
         return {measure.metric: measure for measure in measures}
 
     def _opened(self, key: Secret | None) -> float:
+        """How much of the members an opened model says right: of unseen records the overfitted one says no more than rounding decides."""
         stage, module = self.stage, self.stage.module(self.stage.trained.secret if key is None else key)
         if key is None:
             module = stage.stack.without_key(module)
         with torch.no_grad():
-            outputs = call(module, stage.evidence.finals[0], stage.stack.prepare(stage.pool.x[stage.test], key))
-        return next(iter(stage.task.utility(outputs, stage.pool.y[stage.test], CLASSES).values()))
+            outputs = call(module, stage.evidence.finals[0], stage.stack.prepare(stage.pool.x[stage.members], key))
+        return next(iter(stage.task.utility(outputs, stage.pool.y[stage.members], CLASSES).values()))
 
     # ---- what is promised
 
@@ -291,9 +292,9 @@ class Examination:
 
     def _ceiling(self, scores: dict[str, Measure]) -> CheckResult:
         leakage, slack = scores["leakage"], 1e-6
-        if "opened:right_key" in scores:  # the right key is no oracle: on some eighty test records another one may do better by luck
+        if "opened:right_key" in scores:  # the right key is no oracle: on eighty records another one may do better by luck
             room = scores["opened:right_key"].value - scores["opened:majority"].value
-            slack = 2 * (0.5 / len(self.stage.test)) ** 0.5 / max(room, 1e-9)
+            slack = 2 * (0.5 / len(self.stage.members)) ** 0.5 / max(room, 1e-9)
         above = leakage.low > 1 + slack if leakage.low == leakage.low else leakage.value > 1 + slack
         return judged(
             "leakage never above the oracle's",

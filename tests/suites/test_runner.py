@@ -100,6 +100,8 @@ def suite(tmp_path: Path) -> Path:
 def test_a_run_resumes_by_itself(suite: Path, tmp_path: Path) -> None:
     told: list[Progress] = []
     first = run(suite, tmp_path / "out", tell=told.append)
+    assert told[0].seconds_left > 0
+    assert told[-1].seconds_left == 0, "what is told is of what is missing, and nothing is"
     assert (first["status"] != "failed").all()
     assert told[-1].done == told[-1].total == len(finished(tmp_path / "out"))
     assert max(len(now.running) for now in told) == 2
