@@ -174,7 +174,7 @@ class Forecast:
 
     def total_of(self, cells: Mapping[Likeness, int], workers: int) -> float:
         """The same of so many cells of each likeness: whoever asks often counts them once."""
-        return sum(count * self._seconds(like) for like, count in cells.items() if count) / workers
+        return sum(count * self._seconds(like) for like, count in cells.items() if count > 0) / workers
 
     def _seconds(self, like: Likeness) -> float:
         known = next((self._multiples[kind] for kind in like.kinds if kind in self._multiples), None)

@@ -48,7 +48,7 @@ def score_membership(scores: Tensor, member: Tensor, *, groups: Tensor | None = 
 def score_key(opened: Sequence[float], right: float, majority: float) -> list[Measure]:
     """Utility that guessed keys open, on a scale from the majority guess (0) to the right key (1); a wrong key that opens all scores 1.
 
-    ``opened`` has the utility on test records under each guessed key; the interval is over keys.
+    ``opened`` has the utility under each guessed key, on the records by which the right key was judged; the interval is over keys.
     """
     values = np.asarray(opened, dtype=np.float64)
     if len(values) == 0:

@@ -3,8 +3,9 @@
 A search draws its starts when its turn comes, so they depend on how much the searches before it drew. Most are solved within their first
 part and draw no more. On that bet the starts of the next ones are drawn ahead, and only first parts that solved their messages are taken
 over, while every bet before held: records are those of the loop to rounding, and a search that is not solved, where rounding may lead
-elsewhere, is the loop's own. A lost bet costs those first parts, so the next is made only after a search that would have won it, and
-none on a message with more directions than records, which noise has made.
+elsewhere, is the loop's own. A lost bet costs those first parts, so the next is made only after a search that would have won it (one that
+is given up draws no more either, and has lost it all the same), and none on a message with more directions than records, which noise has
+made.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ class Ahead:
         self.problems, self.budget, self.restarts = problems, int(PARTS[0] * budget), restarts
         self.begun: dict[int, tuple[Begun, Tensor]] = {}  # and the generator's state after its starts
         self.left: Tensor | None = None  # the state in which the last search began
+        self.lost = False  # whether that search is given up, and with it the bet
 
     def begin(self, index: int, rng: torch.Generator) -> Begun:
         """Points [L, B r] and losses [L] after the first part of a search, ``rng`` as its starts leave it."""
         problem = self.problems[index]
-        held = self.left is None or torch.equal(self.left, rng.get_state())
+        held = not self.lost and (self.left is None or torch.equal(self.left, rng.get_state()))
         if not held:
             self.begun = {}
         elif index not in self.begun:
@@ -41,7 +43,7 @@ class Ahead:
             rng.set_state(after)
         else:
             found = searched([problem], problem.starts(self.restarts, rng)[None], self.budget)[0]
-        self.left = rng.get_state()
+        self.left, self.lost = rng.get_state(), problem.hopeless(found[1], self.budget)
         return found
 
     def _bet(self, index: int, rng: torch.Generator) -> None:

@@ -188,7 +188,7 @@ class Problem:
         """The best A [B, r] and its loss; ``begun`` is what the first part found, where that is known: points [L, B r], losses [L]."""
         batch, rank = len(self.labels), len(self.rows)
         flat, loss = begun if begun is not None else searched([self], self.starts(restarts, rng)[None], int(PARTS[0] * budget))[0]
-        if int(PARTS[0] * budget) >= FAIR_TRIAL and float(loss.min()) > HOPELESS * len(self.received):
+        if self.hopeless(loss, int(PARTS[0] * budget)):
             return flat[loss.argmin()].view(batch, rank), float(loss.min())
         for part in (*PARTS[1:], 0.0):
             # The first of those as good: of several at the last bits of the same records, rounding would choose, and with it their order.
@@ -204,6 +204,10 @@ class Problem:
             return flat[best].view(batch, rank), float(loss[best])
         last, left = minimise(self.loss, flat[best : best + 1], max(budget // 20, 1))
         return last[0].view(batch, rank), float(left[0])
+
+    def hopeless(self, losses: Tensor, evaluations: int) -> bool:
+        """Whether a search is given up that after a first part of so many evaluations has these losses [L]."""
+        return evaluations >= FAIR_TRIAL and float(losses.min()) > HOPELESS * len(self.received)
 
     def quiet(self) -> tuple[int, ...]:
         """How many units to take for switched off at each record; none where zeros cannot settle a direction."""

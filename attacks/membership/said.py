@@ -1,4 +1,4 @@
-"""One number a record from a model's outputs, which are let go as soon as it is there: a task may hand a record's own values on in them."""
+"""One number a record from a model's outputs, of many wide records a part at a time: a task may hand a record's own values on in them."""
 
 from __future__ import annotations
 

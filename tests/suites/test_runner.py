@@ -266,7 +266,9 @@ def test_a_failed_cell_is_a_row_and_the_suite_goes_on(
 ) -> None:
     whole = values(run(suite, tmp_path / "whole"))
     monkeypatch.setenv("FAKE_TROUBLE", f"{trouble}@train {suite.parent}/defenses.py:Plain 1")
-    table = run(suite, tmp_path / "out")
+    told: list[Progress] = []
+    table = run(suite, tmp_path / "out", tell=told.append)
+    assert told[-1].seconds_left == 0, "neither failed cells nor those that wait for them are left"
     failed = table[table["status"] == "failed"]
     assert set(failed["defense"]) == {"defenses.py:Plain"}
     assert set(failed["seed"]) == {1}

@@ -384,3 +384,24 @@ def test_a_search_that_explains_nothing_is_given_up_after_its_first_part_and_one
     some = {name: sent + 0.2 * noise[name] for name, sent in clean.update.items()}
     assert tried(some) == [60] * 4
     assert tried(clean.update) == [60] * 4
+
+
+def test_searches_that_are_given_up_are_not_begun_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+
+    def counted(problems, starts, budget):
+        together.append(len(problems))
+        return searched(problems, starts, budget)
+
+    monkeypatch.setattr("attacks.gradient_inversion.ahead.searched", counted)
+    monkeypatch.setattr("attacks.gradient_inversion.ahead.TOGETHER", 2)
+    seen, _ = lab(4, 4)
+    draw = torch.Generator().manual_seed(3)
+    targets = []
+    for target in seen.targets:  # of as few directions as records, and nothing else fits them
+        first = next(name for name, sent in target.update.items() if sent.shape[-1] == 200)
+        noise = {name: torch.randn(sent.shape, generator=draw) * sent.std() for name, sent in target.update.items() if name != first}
+        targets.append(replace(target, update={**noise, first: target.update[first]}))
+    run(replace(seen, targets=targets), budget=240, restarts=4)
+    assert together[0] == 2
+    assert together[1:] == [1] * 4, "one bet, and the first parts of four searches one after the other"

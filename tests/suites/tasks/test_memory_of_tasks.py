@@ -148,7 +148,8 @@ def test_an_attack_on_it_keeps_within_two_and_a_half_matrices(wide: Path, tmp_pa
     suite = tmp_path / "large.yaml"
     suite.write_text(ATTACKED.format(task=task, path=wide, label=label, unit=unit))
     table = api.run(suite, out=tmp_path / "out", workers=1, report=False)
-    assert not (table["status"] == "failed").any(), table.loc[table["status"] == "failed", "reason"].unique()
+    attacked = table[table["attack"].isin(["closed_form", "span", "span_of_sum", "lira", "rmia", "quantile", "loss_threshold"])]
+    assert set(attacked["status"]) == {"ok"}, attacked["reason"].unique()
     cells = [json.loads(found.read_text()) for found in (tmp_path / "out").glob("store/attack/*/cell.json")]
     matrix = CELLS * WIDE * 4
     took = {cell["spec"]["attack"]: (cell["peak_memory_bytes"] - cell["memory_at_start_bytes"]) / matrix for cell in cells}
