@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import math
 import mmap
 from collections.abc import Callable, Iterator
@@ -129,7 +128,6 @@ def gathered(work: Callable[[Tensor], Tensor], rows: Rows) -> Tensor:
 def give_back(x: Tensor) -> None:
     """Hand what was freed beside a large ``x`` back to the system, which the allocator else keeps for the next like it (glibc)."""
     if x.numel() > BLOCK // 8:
-        gc.collect()  # modules and what was made of them hold each other
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
             ctypes.CDLL(None).malloc_trim(0)
 

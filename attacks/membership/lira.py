@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attacks.membership.loss import released
-from attacks.membership.said import signals
+from attacks.membership.per_record import signals
 from suites.contracts import Goal, Guess, Observation, Reference, Sees, Skip
 
 POOL = 64  # references below which variances are pooled

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from attacks.membership.said import Predict, losses
+from attacks.membership.per_record import Predict, losses
 from suites.contracts import Goal, Guess, Observation, Secret, Sees
 
 

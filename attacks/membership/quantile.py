@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.membership.loss import key_to_use
-from attacks.membership.said import signals
+from attacks.membership.per_record import signals
 from attacks.membership.span import principal
 from suites.contracts import Goal, Guess, Observation, Records, Sees, Skip
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attacks.membership.lira import ask_references
 from attacks.membership.loss import released
-from attacks.membership.said import Predict, losses
+from attacks.membership.per_record import Predict, losses
 from suites.contracts import Goal, Guess, Observation, Sees
 
 GAMMA = 1.0

@@ -7,7 +7,7 @@ import torch
 from observations import FakeObservation, mlp, normal, wire
 
 from attacks.membership.loss import released
-from attacks.membership.said import losses, signals
+from attacks.membership.per_record import losses, signals
 from suites.contracts import Records
 
 
