@@ -349,8 +349,10 @@ class _Run:
             del updates, combined, messages, own, probed  # before the next round makes its own
         if not self.chooses:
             best = [(count - 1, self._global(r)) for r in federations]
-        for module in self.modules:
-            module.zero_grad(set_to_none=True)  # a last gradient would be kept as long as the federation is
+        for r, module in enumerate(self.modules):  # is kept as long as the federation is: without a last gradient, and no second model
+            module.zero_grad(set_to_none=True)
+            for name, parameter in module.named_parameters():
+                parameter.data = best[r][1][name]
         watching = 0.0 if self.witness is None else self.witness.seconds
         seconds = (time.perf_counter() - self.started - watching) / len(self.assignments)
         each = samples * self.federation.local.epochs // len(self.assignments)

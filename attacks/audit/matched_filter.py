@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attacks.gradient_inversion.message import first_linear, known_count
-from attacks.membership.ghost import first_slopes
+from attacks.membership.ghost import RecordGradients
 from attacks.membership.loss import key_to_use
 from attacks.membership.span import principal
 from suites.contracts import Claim, Federation, Observation, Params, Skip
@@ -62,9 +62,10 @@ def deviation(seen: Observation, update: Params) -> float:
 
 def in_first_layer(seen: Observation, broadcast: Params, update: Params) -> Tensor:
     """What [n] of each canary's unit gradient d x^T lies in the first layer's update, read where others are silent."""
-    x, y, key = seen.candidates.x, seen.candidates.y, key_to_use(seen)
+    x, key = seen.candidates.x, key_to_use(seen)
     delta = update[first_linear(update, known_count(seen.known, "features")).weight]
-    slopes = first_slopes(lambda params: seen.predict(params, x, key), lambda outputs: seen.loss(outputs, y), broadcast, delta.shape[1])
+    gradients = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates)
+    slopes = gradients.first_slopes(broadcast, delta.shape[1])
     public = principal(seen.auxiliary.x, min(len(seen.auxiliary) // 2, x.shape[1] // 8))
     read: Tensor = ((silent(x, public) @ seen.restore(delta, key).T) * slopes).sum(1) / slopes.norm(dim=1).clamp_min(1e-30)
     return read

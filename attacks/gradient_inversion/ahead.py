@@ -43,7 +43,7 @@ class Ahead:
             rng.set_state(after)
         else:
             found = searched([problem], problem.starts(self.restarts, rng)[None], self.budget)[0]
-        self.left, self.lost = rng.get_state(), problem.hopeless(found[1], self.budget)
+        self.left, self.lost = rng.get_state(), problem.hopeless(found, self.budget)
         return found
 
     def _bet(self, index: int, rng: torch.Generator) -> None:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from suites.contracts import Params, Skip
+from attacks.membership.per_record import COPIES
+from suites.contracts import Params, Records, Skip
 from suites.room import by_rows
 
-Predict = Callable[[Params], Tensor]  # parameters -> outputs [n, K] of fixed records
+Predict = Callable[[Params, Tensor], Tensor]  # parameters, records [n, F] -> outputs [n, K]
+Loss = Callable[[Tensor, Tensor], Tensor]  # outputs [n, K], labels [n] -> losses [n]
 
 
 @dataclass(slots=True)
@@ -72,93 +74,127 @@ class Products:
         return self.bias_dot / (self.bias_record.sqrt()[None] * self.bias_update.sqrt()[:, None]).clamp_min(1e-30)
 
 
-def cosines(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, updates: Sequence[Params]) -> Tensor:
-    """Cosine [S, n] of each update with the negative gradient of each record's loss at ``params``; see ``products``."""
-    return products(predict, loss, params, updates).cosine()
+class RecordGradients:
+    """What a model function's activations say of the gradients of ``records``; many wide ones pass through it a part at a time.
 
-
-def products(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, updates: Sequence[Params]) -> Products:
-    """Inner products of updates and records' negative gradients at ``params``.
-
-    ``loss`` maps outputs [n, K] to per-record losses [n]. Raises ``Skip`` where the model function has no linear layer.
+    ``predict`` maps parameters and records [n, F] to outputs [n, K], ``loss`` outputs and labels to losses [n]. Raises ``Skip`` where the
+    model function calls no linear layer on the records.
     """
-    leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
-    with torch.enable_grad(), _Notes() as notes:
-        outputs = predict(leaves)
-    calls = _on_records(notes.calls, len(outputs))
-    if not calls:
-        raise Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")
-    with torch.enable_grad():
-        slopes = torch.autograd.grad(loss(outputs).sum(), [call.outside for call in calls], allow_unused=True)
-    used = [(index, call, -slope) for index, (call, slope) in enumerate(zip(calls, slopes)) if slope is not None]
-    names = {id(tensor): name for name, tensor in leaves.items()}
-    with torch.no_grad():
-        deltas = _Deltas(predict, params, updates, calls, names)
-        zero = torch.zeros(())
-        dot, record, size, bias_dot, bias_record, bias_size = zero, zero, zero, zero, zero, zero
-        for index, call, slope in used:
-            a, norms = call.inside, slope.square()
-            weight, bias = deltas.of(index, call)  # [S, O, I] or [S, O], [S, O]
-            if call.elementwise:
-                dot = dot + weight @ (slope * a).T
-                record = record + (norms * a.square()).sum(1)
-            else:
-                dot = dot + torch.einsum("nso,no->sn", (a @ weight.flatten(0, 1).T).view(len(a), *weight.shape[:2]), slope)
-                record = record + norms.sum(1) * by_rows(lambda part: part.square().sum(1), a)
-            size = size + weight.flatten(1).square().sum(1)
-            if bias is not None:
-                bias_dot, bias_record, bias_size = bias_dot + bias @ slope.T, bias_record + norms.sum(1), bias_size + bias.square().sum(1)
-        return Products(dot + bias_dot, record + bias_record, size + bias_size, bias_dot, bias_record, bias_size)
 
+    def __init__(self, predict: Predict, loss: Loss, records: Records) -> None:
+        self.predict, self.loss, self.records = predict, loss, records
+        self._found: dict[int, _Call] = {}
 
-def first_slopes(predict: Predict, loss: Callable[[Tensor], Tensor], params: Params, width: int | None = None) -> Tensor:
-    """Minus the derivative [n, H] of each record's loss by the output of the first linear layer that the model calls.
+    def products(self, params: Params, updates: Sequence[Params]) -> Products:
+        """Inner products of updates and records' negative gradients at ``params``."""
+        leaves = _leaves(params)
+        reading = list(self._reading(leaves))
+        deltas = self._deltas(leaves, updates, reading)
 
-    ``width`` of that layer's input tells it from a keyed layer's own, which may read as many points as there are records.
-    """
-    leaves = {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
-    with torch.enable_grad(), _Notes() as notes:
-        outputs = predict(leaves)
-    read = [call for call in notes.calls if not call.elementwise and len(call.inside) == len(outputs)]
-    outside = [call.outside for call in read if width is None or call.inside.shape[1] == width]
-    if not outside:
-        raise Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")
-    with torch.enable_grad():
-        slope: Tensor = torch.autograd.grad(loss(outputs).sum(), outside[0])[0]
-    return -slope
+        def of(x: Tensor, y: Tensor) -> Tensor:
+            calls, slopes = self._pass(leaves, x, y, reading)
+            dot, bias_dot = x.new_zeros(2, len(x), len(updates))
+            norm, bias_norm = x.new_zeros(2, len(x), 1)
+            for call, slope, (weight, bias) in zip(calls, slopes, deltas, strict=True):
+                a, norms = call.inside.detach(), slope.square()
+                if call.elementwise:
+                    dot = dot + (slope * a) @ weight.T
+                    norm = norm + (norms * a.square()).sum(1, keepdim=True)
+                else:
+                    moved = (a @ weight.flatten(0, 1).T).view(len(a), *weight.shape[:2])
+                    dot = dot + torch.einsum("nso,no->ns", moved, slope)
+                    norm = norm + norms.sum(1, keepdim=True) * a.square().sum(1, keepdim=True)
+                if bias is not None:
+                    bias_dot, bias_norm = bias_dot + slope @ bias.T, bias_norm + norms.sum(1, keepdim=True)
+            return torch.cat([dot + bias_dot, bias_dot, norm + bias_norm, bias_norm], 1)
 
+        found = by_rows(of, self.records.x, self.records.y, copies=COPIES).T
+        dot, bias_dot, norm, bias_norm = torch.split(found, [len(updates), len(updates), 1, 1])
+        bias_size = torch.stack([_size(bias) for _, bias in deltas if bias is not None] or [self.records.x.new_zeros(len(updates))]).sum(0)
+        size = torch.stack([_size(weight) for weight, _ in deltas]).sum(0)
+        return Products(dot, norm[0], size + bias_size, bias_dot, bias_norm[0], bias_size)
 
-class _Deltas:
-    """How each call's weight and bias change with each update: the update itself where they are parameters, else by a second run."""
+    def first_slopes(self, params: Params, width: int | None = None) -> Tensor:
+        """Minus the derivative [n, H] of each record's loss by the output of the first linear layer that reads records (``width`` wide)."""
+        leaves = _leaves(params)
+        linear = {index: call for index, call in self._reading(leaves).items() if not call.elementwise}
+        first = [index for index, call in linear.items() if width is None or call.inside.shape[1] == width][:1]
+        if not first:
+            raise _no_linear_layer()
+        return by_rows(lambda x, y: self._pass(leaves, x, y, first)[1][0], self.records.x, self.records.y, copies=COPIES)
 
-    def __init__(self, predict: Predict, params: Params, updates: Sequence[Params], calls: Sequence[_Call], names: dict[int, str]) -> None:
-        self.updates, self.names = updates, names
-        self.after: list[list[_Call]] = []
-        if any(id(t) not in names for call in calls for t in (call.weight, call.bias) if t is not None):
+    def _reading(self, leaves: Params) -> dict[int, _Call]:
+        """Which of the model function's calls see records and reach their loss, counted from its first on, as made with two records.
+
+        Their length follows that of the records. A keyed model also runs layers on its key's points, whose gradients no record has to
+        itself, and there may be as many points as records.
+        """
+        if not self._found:
+            one, two = ((self.records.x[rows], self.records.y[rows]) for rows in ([0], [0, 0]))
+            short, long = _noted(self.predict, leaves, one[0])[1], _noted(self.predict, leaves, two[0])[1]
+            both = enumerate(zip(short, long, strict=True))
+            follow = [index for index, (a, b) in both if (len(a.outside), len(b.outside)) == (1, 2) and b.outside.requires_grad]
+            if follow:
+                calls, slopes = self._pass(leaves, *two, follow)
+                self._found = {index: call for index, call, slope in zip(follow, calls, slopes, strict=True) if slope is not None}
+        if not self._found:
+            raise _no_linear_layer()
+        return self._found
+
+    def _pass(self, leaves: Params, x: Tensor, y: Tensor, which: Sequence[int]) -> tuple[list[_Call], list[Tensor]]:
+        """Some calls of one run of the model function, and minus the derivative of each record's loss by their outputs (None: no path)."""
+        outputs, made = _noted(self.predict, leaves, x)
+        calls = [made[index] for index in which]
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(self.loss(outputs, y).sum(), [call.outside for call in calls], allow_unused=True)
+        return calls, [slope if slope is None else -slope for slope in slopes]
+
+    def _deltas(self, leaves: Params, updates: Sequence[Params], reading: Sequence[int]) -> list[tuple[Tensor, Tensor | None]]:
+        """How weight [S, O, I] and bias [S, O] of each call change with each update.
+
+        That is the update itself where they are parameters; else it is read off runs with one record.
+        """
+        names = {id(tensor): name for name, tensor in leaves.items()}
+        one = self.records.x[[0]]
+        before = [_noted(self.predict, leaves, one)[1][index] for index in reading]
+        after: list[list[_Call]] = []
+        if any(id(t) not in names for call in before for t in (call.weight, call.bias) if t is not None):
             for update in updates:
-                moved = {name: (t + update[name] if name in update else t).detach() for name, t in params.items()}
-                for tensor in moved.values():
-                    tensor.requires_grad_(tensor.is_floating_point())
-                with torch.enable_grad(), _Notes() as notes:
-                    outputs = predict(moved)
-                self.after.append(_on_records(notes.calls, len(outputs)))
+                moved = _leaves({name: t + update[name] if name in update else t for name, t in leaves.items()})
+                made = _noted(self.predict, moved, one)[1]
+                after.append([made[index] for index in reading])
 
-    def of(self, index: int, call: _Call) -> tuple[Tensor, Tensor | None]:
-        weight = self._delta(call.weight, [calls[index].weight for calls in self.after])
-        if call.bias is None:
-            return weight, None
-        return weight, self._delta(call.bias, [_given(calls[index].bias) for calls in self.after])
+        def delta(old: Tensor, new: list[Tensor]) -> Tensor:
+            name = names.get(id(old))
+            if not updates:
+                return old.new_zeros(0, *old.shape)
+            if name is None:
+                return torch.stack([tensor - old for tensor in new]).detach()
+            return torch.stack([update[name] if name in update else torch.zeros_like(old) for update in updates]).detach()
 
-    def _delta(self, before: Tensor, after: list[Tensor]) -> Tensor:
-        name = self.names.get(id(before))
-        if name is not None:
-            return torch.stack([update[name] for update in self.updates]) if name in self.updates[0] else _zeros(before, len(self.updates))
-        return torch.stack([tensor - before for tensor in after]).detach()
+        return [
+            (
+                delta(call.weight, [calls[index].weight for calls in after]),
+                None if call.bias is None else delta(call.bias, [_given(calls[index].bias) for calls in after]),
+            )
+            for index, call in enumerate(before)
+        ]
 
 
-def _on_records(calls: Sequence[_Call], records: int) -> list[_Call]:
-    """The calls that saw the records; a keyed model also runs layers on its key's points, whose gradients no record has to itself."""
-    return [call for call in calls if call.outside.requires_grad and len(call.outside) == records]
+def _noted(predict: Predict, params: Params, x: Tensor) -> tuple[Tensor, list[_Call]]:
+    with torch.enable_grad(), _Notes() as notes:
+        outputs = predict(params, x)
+    return outputs, notes.calls
+
+
+def _leaves(params: Params) -> dict[str, Tensor]:
+    return {name: t.detach().requires_grad_() if t.is_floating_point() else t for name, t in params.items()}
+
+
+def _size(delta: Tensor) -> Tensor:
+    """Squared norms [S], without a square of the size of all."""
+    sizes: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1).square()
+    return sizes
 
 
 def _given(tensor: Tensor | None) -> Tensor:
@@ -166,5 +202,5 @@ def _given(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _zeros(like: Tensor, count: int) -> Tensor:
-    return torch.zeros(count, *like.shape, dtype=like.dtype, device=like.device)
+def _no_linear_layer() -> Skip:
+    return Skip("the model function calls no linear layer on [n, width] inputs, so gradients cannot be read from activations")

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from attacks.membership.ghost import products
+from attacks.membership.ghost import RecordGradients
 from attacks.membership.loss import key_to_use
 from suites.contracts import Goal, Guess, Observation, Sees
 
@@ -18,11 +18,6 @@ class GradientNorm:
     needs: ClassVar[frozenset[Sees]] = frozenset({"released", "candidates", "predict", "key"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        candidates, key = seen.candidates, key_to_use(seen)
-        found = products(
-            lambda params: seen.predict(params, candidates.x, key),
-            lambda outputs: seen.loss(outputs, candidates.y),
-            seen.released,
-            [{name: torch.zeros_like(tensor) for name, tensor in seen.released.items()}],
-        )
+        key = key_to_use(seen)
+        found = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates).products(seen.released, [])
         return Guess(-found.record.clamp_min(1e-30).log())

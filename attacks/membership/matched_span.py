@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from attacks.gradient_inversion.message import first_linear, widest, width
-from attacks.membership.ghost import first_slopes
+from attacks.membership.ghost import RecordGradients
 from attacks.membership.loss import key_to_use
 from attacks.membership.span import coordinates, how_many_public, in_sight, principal, restored
 from suites.contracts import Goal, Guess, Observation, Params, RoundView, Sees, Skip
@@ -51,9 +51,7 @@ class MatchedSpan:
         if not views:
             raise Skip("no round shows both a broadcast and an update")
         layer = first_linear(next(iter(self.messages(views[0]).values())), width(columns)).weight
-
-        def slopes(params: Params) -> Tensor:
-            return first_slopes(lambda p: seen.predict(p, candidates.x, key), lambda o: seen.loss(o, candidates.y), params)
+        gradients = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, candidates)
 
         def delta(update: Params) -> Tensor:
             return restored(seen, update[layer], columns, key)[:, held]
@@ -64,9 +62,9 @@ class MatchedSpan:
         rounds: dict[int, int] = {}
         for view in views:
             broadcast = view.broadcast or {}
-            before = slopes(broadcast)
+            before = gradients.first_slopes(broadcast)
             for site, update in self.messages(view).items():
-                after = slopes({name: t + update[name] if name in update else t for name, t in broadcast.items()})
+                after = gradients.first_slopes({name: t + update[name] if name in update else t for name, t in broadcast.items()})
                 score = matched(delta(update), components, x, before, after)
                 total[site] = total[site] + score if site in total else score
                 rounds[site] = rounds.get(site, 0) + 1

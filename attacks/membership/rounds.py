@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.membership.ghost import Products, products
+from attacks.membership.ghost import Products, RecordGradients
 from attacks.membership.loss import key_to_use
 from suites.contracts import Guess, Observation, Params, RoundView, Skip
 
@@ -22,19 +22,15 @@ class RoundWise:
 
     def by_site(self, seen: Observation) -> tuple[dict[int, Tensor], int]:
         """Each site's signal of every candidate [n], averaged over the rounds, and over how many at most."""
-        candidates, key = seen.candidates, key_to_use(seen)
+        key = key_to_use(seen)
+        gradients = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates)
         total: dict[int, Tensor] = {}
         count: dict[int, int] = {}
         for view in seen.rounds:
             messages = self.messages(view)
             if view.broadcast is None or not messages:
                 continue
-            found = products(
-                lambda params: seen.predict(params, candidates.x, key),
-                lambda outputs: seen.loss(outputs, candidates.y),
-                view.broadcast,
-                list(messages.values()),
-            )
+            found = gradients.products(view.broadcast, list(messages.values()))
             for site, signal in zip(messages, self.signals(found)):
                 total[site] = total.get(site, torch.zeros_like(signal)) + signal
                 count[site] = count.get(site, 0) + 1

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from attacks.membership.bias_difference import BiasDifference
 from attacks.membership.fedmia import FedMIA
-from attacks.membership.ghost import Products, products
+from attacks.membership.ghost import Products, RecordGradients
 from attacks.membership.gradient_difference import GradientDifference
 from attacks.membership.round_cosine import RoundCosine
-from suites.contracts import Federation, Local, Params
+from suites.contracts import Federation, Local, Params, Records
 from suites.federation import Assignment, Pool, train
 from suites.stack import Stack
 from suites.tasks.classification import Classification
@@ -40,14 +40,15 @@ def test_signals_of_every_record_site_and_round(benchmark) -> None:
     trained = train(task, Stack(), federation, Pool(x, y, 14), [Assignment(sites, ("signals",), ("signals", "defense"))], chunk=1)[0]
     module = trained.module
 
-    def outputs(params: Params) -> Tensor:
+    def outputs(params: Params, x: Tensor) -> Tensor:
         return functional_call(module, params, (x,))
 
-    def loss(found: Tensor) -> Tensor:
+    def loss(found: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(found, y, reduction="none")
 
     def ghost() -> list[Products]:
-        return [products(outputs, loss, r.broadcast, [m.payload for m in r.messages]) for r in trained.rounds]
+        gradients = RecordGradients(outputs, loss, Records(x, y))
+        return [gradients.products(r.broadcast, [m.payload for m in r.messages]) for r in trained.rounds]
 
     def one_round_by_record() -> Tensor:
         record = trained.rounds[-1]

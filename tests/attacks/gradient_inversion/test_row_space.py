@@ -386,6 +386,18 @@ def test_a_search_that_explains_nothing_is_given_up_after_its_first_part_and_one
     assert tried(clean.update) == [60] * 4
 
 
+def test_one_tensor_that_is_far_off_gives_up_no_search_that_meets_the_others() -> None:
+    seen, truth = lab(4)
+    target = seen.targets[0]
+    small = [name for name, sent in target.update.items() if sent.ndim == 1][1]  # the output bias says which labels there are
+    problem = Problem(seen, replace(target, update={**target.update, small: target.update[small] * 1e-3}), None)
+    begun = (truth[0].double() @ problem.rows.T).flatten()[None]
+    loss = problem.loss(begun)
+    assert float(loss) > 1e5, "a thousandth is what is asked of that tensor, and all of it is met"
+    assert not problem.hopeless((begun, loss), 60)
+    assert problem.hopeless((0 * begun + 1e3 * normal(*begun.shape, seed=2).double(), loss), 60)
+
+
 def test_searches_that_are_given_up_are_not_begun_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
     together: list[int] = []
 

@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from workload import train
 
-from attacks.membership.ghost import cosines
+from attacks.membership.ghost import RecordGradients
 from attacks.membership.round_cosine import RoundCosine, RoundCosineOfSum
 from suites.contracts import Params, Records, RoundView, Skip
 
@@ -23,12 +23,20 @@ def per_record(module: nn.Module, params: Params, x: torch.Tensor, y: torch.Tens
     return vmap(grad(loss), in_dims=(None, 0, 0))(params, x, y)
 
 
+def losses(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(outputs, y, reduction="none")
+
+
+def of_records(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> RecordGradients:
+    return RecordGradients(lambda params, x: functional_call(module, params, (x,)), losses, Records(x, y))
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_ghost_cosines_equal_per_record_gradients(norm: bool) -> None:
     module = mlp([F, 16, 12, K], norm=norm)
     params, x, y = wire(module), normal(25, F, seed=1), torch.arange(25) % K
     updates = [{name: normal(*t.shape, seed=5 + s) for name, t in params.items()} for s in range(3)]
-    ours = cosines(lambda p: functional_call(module, p, (x,)), lambda o: functional.cross_entropy(o, y, reduction="none"), params, updates)
+    ours = of_records(module, x, y).products(params, updates).cosine()
     slopes = per_record(module, params, x, y)
     flat = torch.cat([slopes[name].flatten(1) for name in params], 1)
     moved = torch.stack([torch.cat([update[name].flatten() for name in params]) for update in updates])
@@ -41,7 +49,7 @@ def test_keyed_layers_are_compared_by_effective_weight() -> None:
     nn.init.normal_(module[0].weight, std=0.2)
     params, x, y = wire(module), normal(10, F, seed=1), torch.arange(10) % K
     update = {name: 0.01 * normal(*t.shape, seed=4) for name, t in params.items()}
-    ours = cosines(lambda p: functional_call(module, p, (x,)), lambda o: functional.cross_entropy(o, y, reduction="none"), params, [update])
+    ours = of_records(module, x, y).products(params, [update]).cosine()
     plain = nn.Sequential(nn.Linear(F, 16), nn.ReLU(), nn.Linear(16, K))
     scale = module[0].scale[:, None]
     effective = {**params, "0.weight": scale * params["0.weight"]}
@@ -54,7 +62,58 @@ def test_keyed_layers_are_compared_by_effective_weight() -> None:
 
 def test_a_model_without_linear_layers_is_refused() -> None:
     with pytest.raises(Skip):
-        cosines(lambda p: p["a"] * torch.ones(3, 2), lambda o: o.sum(1), {"a": torch.ones(2)}, [{"a": torch.ones(2)}])
+        RecordGradients(lambda p, x: p["a"] * x, lambda o, y: o.sum(1), Records(torch.ones(3, 2), torch.zeros(3))).products(
+            {"a": torch.ones(2)}, [{"a": torch.ones(2)}]
+        )
+
+
+class ReadsPoints(nn.Module):
+    """A first layer whose weights a network makes of as many points as it has hidden units, as implicit representations do."""
+
+    def __init__(self, features: int, out: int) -> None:
+        super().__init__()
+        self.points = nn.Linear(2, features)
+        self.register_buffer("at", normal(out, 2, seed=6), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.points(self.get_buffer("at")))
+
+
+def test_as_many_points_as_records_are_told_from_them_and_parts_give_what_all_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(ReadsPoints(F, 16), nn.ReLU(), nn.Linear(16, K))
+    params, x, y = wire(module), normal(16, F, seed=1), torch.arange(16) % K
+    update = {name: 0.01 * normal(*t.shape, seed=4) for name, t in params.items()}
+    rows: list[int] = []
+
+    def predict(params: Params, x: torch.Tensor) -> torch.Tensor:
+        rows.append(len(x))
+        return functional_call(module, params, (x,))
+
+    def said() -> tuple[torch.Tensor, ...]:
+        rows.clear()
+        gradients = RecordGradients(predict, losses, Records(x, y))
+        found = gradients.products(params, [update])
+        return found.dot, found.record, found.update, found.bias_dot, gradients.first_slopes(params)
+
+    whole = said()
+    assert rows[-1] == 16
+    plain = nn.Sequential(nn.Linear(F, 16, bias=False), nn.ReLU(), nn.Linear(16, K))
+    with torch.no_grad():
+        before = module[0].points(module[0].at)
+        own = {name.removeprefix("0.points."): params[name] + update[name] for name in params if "points" in name}
+        after = functional_call(module[0].points, own, module[0].at)
+    effective = {"0.weight": before, **{name: params[name] for name in ("2.weight", "2.bias")}}
+    slopes = per_record(plain, effective, x, y)
+    moved = {"0.weight": after - before, **{name: update[name] for name in ("2.weight", "2.bias")}}
+    torch.testing.assert_close(whole[3][0], -(slopes["2.bias"] * moved["2.bias"]).sum(1), rtol=1e-3, atol=1e-6)
+    exact = -torch.stack([(slopes[name] * moved[name]).flatten(1).sum(1) for name in effective]).sum(0)
+    torch.testing.assert_close(whole[0][0], exact, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(whole[1], torch.stack([slopes[name].flatten(1).square().sum(1) for name in effective]).sum(0))
+    torch.testing.assert_close(torch.einsum("nh,nf->nhf", whole[4], x), -slopes["0.weight"])
+    monkeypatch.setattr("suites.room.BLOCK", 8 * F * 5)
+    for one, other in zip(said(), whole, strict=True):
+        torch.testing.assert_close(one, other)
+    assert rows[-4:] == [5, 5, 5, 1]
 
 
 def federation(seed: int, *, unseen: bool = False) -> tuple[FakeObservation, torch.Tensor]:

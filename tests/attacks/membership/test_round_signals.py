@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 from observations import FakeObservation, auc, auc_error, mlp, normal, wire
-from test_round_cosine import F, K, federation, per_record
+from test_round_cosine import F, K, federation, of_records, per_record
 from test_single_model import world
-from torch.func import functional_call
-from torch.nn import functional
 
 from attacks.membership.bias_difference import BiasDifference
 from attacks.membership.fedmia import FedMIA
-from attacks.membership.ghost import products
+from attacks.membership.ghost import Products
 from attacks.membership.gradient_difference import GradientDifference
 from attacks.membership.gradient_norm import GradientNorm
 from attacks.membership.modified_entropy import ModifiedEntropy, modified_entropy
@@ -26,7 +24,7 @@ def test_products_equal_those_of_per_record_gradients() -> None:
     module = mlp([F, 16, 12, K], norm=True)
     params, x, y = wire(module), normal(25, F, seed=1), torch.arange(25) % K
     updates = [{name: normal(*t.shape, seed=5 + s) for name, t in params.items()} for s in range(3)]
-    ours = products(lambda p: functional_call(module, p, (x,)), lambda o: functional.cross_entropy(o, y, reduction="none"), params, updates)
+    ours = of_records(module, x, y).products(params, updates)
     slopes = per_record(module, params, x, y)
     for names, dot, record, update in (
         (list(params), ours.dot, ours.record, ours.update),
@@ -42,8 +40,6 @@ def test_products_equal_those_of_per_record_gradients() -> None:
 def test_gradient_difference_is_what_its_name_says() -> None:
     """|u|^2 - |u - s g|^2 over |u|^2, with vectors written out."""
     u, g = normal(1, 40, seed=1), normal(9, 40, seed=2)
-    from attacks.membership.ghost import Products
-
     found = Products(u @ g.T, g.square().sum(1), u.square().sum(1), torch.zeros(1, 9), torch.ones(9), torch.ones(1))
     scale = u.norm() / g.norm(dim=1).median()
     by_hand = (u.square().sum() - (u - scale * g).square().sum(1)) / u.square().sum()
