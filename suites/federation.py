@@ -212,6 +212,7 @@ def _trained(
     for first in range(0, len(assignments), step):
         own, files = (witness, filing) if first == 0 else (None, None)
         run = _Run(task, stack, federation, pool, assignments[first : first + step], validation, min(chunk, room.lanes), own, colluder)
+        give_back(pool.x)  # what preparing the records took
         found += run.rounds(probes, keep, files)
         del run  # before the next is made
         give_back(pool.x)

@@ -336,6 +336,6 @@ class Trainer:
         others = (torch.arange(x.shape[1], device=x.device) < len(batch)).to(x.dtype)
         others[torch.cat(asked)] = 0
         rest = of(torch.arange(x.shape[1], device=x.device), others[None])
-        each = [of(rows, x.new_ones(1, len(rows))) for rows in asked]
-        self.witness.alone(lane.noise, {name: tensor - rest[name] for name, tensor in sums.items()}, each)
+        given = {name: tensor - rest.pop(name) for name, tensor in sums.items()}
+        self.witness.alone(lane.noise, given, (of(rows, x.new_ones(1, len(rows))) for rows in asked))
         self.witness.seconds += time.perf_counter() - started

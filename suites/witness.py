@@ -7,7 +7,7 @@ watched; probes and reference models are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -116,11 +116,14 @@ class Witness:
         site.singled[fresh] = True
         return [(owner == unit).nonzero().squeeze(1) for unit in fresh]
 
-    def alone(self, stream: torch.Generator, given: Params, each: Sequence[Params]) -> None:
-        """What some units gave the sum of their batch, and the clipped gradient of each of them by itself."""
+    def alone(self, stream: torch.Generator, given: Params, each: Iterable[Params]) -> None:
+        """What some units gave the sum of their batch (it is used up), and the clipped gradient of each alone, one after the other."""
         site = self.sites[id(stream)]
-        site.single = max(site.single, *(_length(one) for one in each))
-        site.astray = max(site.astray, _length({name: tensor - sum(one[name] for one in each) for name, tensor in given.items()}))
+        for one in each:
+            site.single = max(site.single, _length(one))
+            for name, tensor in given.items():
+                tensor.sub_(one[name])
+        site.astray = max(site.astray, _length(given))
 
     def encoding(self, stream: torch.Generator, index: int) -> Callable[[int, float, Params, Params], None]:
         """For one message of round ``index``: called with a layer's place and bound, what it was given and what it made of it."""

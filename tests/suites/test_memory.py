@@ -19,7 +19,7 @@ from torch import Tensor
 from suites.contracts import Defense, Federation, Local, Secret, Shape
 from suites.federation import Assignment, Pool, Trained, train
 from suites.lanes import Trainer
-from suites.room import BLOCK, LEAST, Room, by_rows, only
+from suites.room import BLOCK, SMALL, Room, by_rows, only
 from suites.stack import Stack
 from suites.tasks.classification import Classification
 from tests.suites.cohorts.test_unknown_file import GENES, write
@@ -78,10 +78,12 @@ def test_small_networks_are_stacked_as_before_and_wide_ones_are_not() -> None:
     small = Room.of(torch.nn.Linear(765, 64), torch.empty(700, 765), local, clips=True)
     assert small.lanes >= 40  # a lane for each of five sites of eight references, in the suites' chunk
     assert small.federations(5, own_pool=False) >= 8
+    large = Room.of(torch.nn.Linear(8000, 64), torch.empty(5000, 8000), local, clips=False)
+    assert (large.lanes, large.federations(2, own_pool=False)) == (1, 1), "beside a large cohort, by its size"
     wide = Room.of(torch.nn.Linear(GENES, 64), torch.empty(900, GENES), local, clips=False)
     assert wide.lanes == 1
     assert wide.federations(5, own_pool=False) == 1
-    assert wide.lane <= LEAST
+    assert wide.lane <= SMALL
 
 
 POOL = Pool(torch.randn(60, 24, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3, 3)
@@ -112,14 +114,14 @@ def trained(stack: Stack) -> list[dict[str, Tensor]]:
 
 
 def test_a_trained_federation_holds_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suites.room.LEAST", 1)
+    monkeypatch.setattr("suites.room.SMALL", 1)
     monkeypatch.setattr("suites.room.SHARE", 0.0)  # a lane at a time, which trains the module itself
     assert all(parameter.grad is None for one in federations(Stack()) for parameter in one.module.parameters())
 
 
 def test_one_federation_after_the_other_gives_what_all_together_give(monkeypatch: pytest.MonkeyPatch) -> None:
     together = trained(Stack())
-    monkeypatch.setattr("suites.room.LEAST", 1)
+    monkeypatch.setattr("suites.room.SMALL", 1)
     monkeypatch.setattr("suites.room.SHARE", 0.0)
     stacked: list[int] = []
     monkeypatch.setattr("suites.federation.Trainer", lambda lanes, *rest: stacked.append(len(lanes)) or Trainer(lanes, *rest))
@@ -138,8 +140,8 @@ def test_a_pool_that_all_sites_share_is_prepared_once_and_of_a_large_one_only_wh
     monkeypatch.setattr("suites.room.BLOCK", 24 * 8 * 7)
     part = Doubling()
     found = trained(Stack([part]))
-    assert sum(rows for rows in part.rows if rows > 1) == 3 * 30
-    assert max(part.rows) == 7
+    assert max(part.rows) == 1
+    assert len(part.rows) - whole.rows.count(1) == 3 * 30, "those that are trained on, beside what asks one row for its width"
     for one, other in zip(expected, found, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
