@@ -69,7 +69,7 @@ def test_the_fixed_one_has_none_of_them_and_knows_the_defense() -> None:
 
 
 def test_published_runs_and_its_noise_claims_nothing(tmp_path: Path) -> None:
-    table = small("published", tmp_path)
+    table = small("published", tmp_path, attacks=["cosine_inversion:budget=4:restarts=1:limit=1", "open_without_key"])
     assert table.loc[table["status"] == "failed", "reason"].tolist() == []
     assert not ((table["role"] == "claim") & (table["metric"] == "epsilon")).any()
     inverted = table[(table["attack"].str.startswith("cosine_inversion")) & (table["metric"] == "r2")]

@@ -50,7 +50,7 @@ def test_no_relu_is_needed() -> None:
     assert float(cosine(matched(run(seen).value[0], truth), truth).mean()) > 0.75
 
 
-@pytest.mark.parametrize("batch", [8, 40])
+@pytest.mark.parametrize("batch", [8, pytest.param(40, marks=pytest.mark.slow)])
 def test_normal_records_stay_mixed_and_their_lack_of_tails_says_so(batch: int) -> None:
     plain, truth = lab(batch, tails=False)
     tailed, _ = lab(batch)
