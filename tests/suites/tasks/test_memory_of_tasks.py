@@ -135,7 +135,7 @@ references: 2
 probes: [{{gradients: 1, batch: 1, round: 0}}]
 defenses: [{defenses}]
 attacks: [{attacks}]
-threats: [{{view: server, key: leaked}}]
+threats: [{{view: server, key: {key}}}]
 """
 DEFENSES = ("fedavg", "dp_sgd:epsilon=8:optimiser=sgd", "secure_aggregation", "infl:published:strength=1", "infl:hardened:minimum=64")
 ATTACKS = ("closed_form", "span", "span_of_sum", "matched_span", "lira", "rmia", "quantile", "loss_threshold")
@@ -164,7 +164,7 @@ def took(folder: Path, path: Path, stage: str, said: str, **asked: str) -> dict[
 @pytest.mark.parametrize(("task", "label", "unit"), LARGE)
 def test_an_attack_on_it_keeps_within_two_and_a_half_matrices(wide: Path, tmp_path: Path, task: str, label: str, unit: str) -> None:
     """Its outputs are wider than its records, which they hand on: of all candidates at once they were five matrices."""
-    asked = {"task": task, "label": label, "unit": unit, "defenses": '"infl:published:strength=1"'}
+    asked = {"task": task, "label": label, "unit": unit, "key": "leaked", "defenses": '"infl:published:strength=1"'}
     found = took(tmp_path, wide, "attack", "attack", attacks=", ".join((*ATTACKS, *READING_GRADIENTS)), **asked)
     assert found.keys() == {*ATTACKS, *READING_GRADIENTS}
     assert max(found.values()) < 2.5, found
@@ -177,7 +177,7 @@ def test_an_attack_on_it_keeps_within_two_and_a_half_matrices(wide: Path, tmp_pa
 def test_training_on_it_keeps_within_two_and_a_half_matrices(
     wide: Path, tmp_path_factory: pytest.TempPathFactory, stage: str, task: str, label: str, unit: str
 ) -> None:
-    asked = {"task": task, "label": label, "unit": unit, "defenses": ", ".join(f'"{ref}"' for ref in DEFENSES)}
+    asked = {"task": task, "label": label, "unit": unit, "key": "none", "defenses": ", ".join(f'"{ref}"' for ref in DEFENSES)}
     folder = tmp_path_factory.getbasetemp() / f"trained {task.partition(':')[0]}"  # the second stage finds the first one's run
     folder.mkdir(exist_ok=True)
     found = took(folder, wide, stage, "defense", attacks="lira", **asked)
