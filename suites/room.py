@@ -1,8 +1,8 @@
 """How much is trained at a time: as many lanes and federations as suit the cores, of wide networks no more than memory has room for.
 
 A lane of 30,000 inputs by 64 units takes 75 MB, and forty of them, which is what small networks want, three gigabytes. Beside a large
-cohort they get a share of its size, since that is what a machine was chosen for, and wide networks gain little by sharing a step (eight
-references on 8,000 inputs: 3 to 10 %). What is chosen depends on sizes alone, never on what a machine has free, so that the same request
+cohort they get less, since its size is what a machine was chosen for, and wide networks gain little by sharing a step (eight references on
+8,000 inputs: 3 to 10 %). What is chosen depends on sizes alone, never on what a machine has free, so that the same request
 gives the same bytes everywhere.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from suites.contracts import Local
 
-SMALL = 1 << 27  # bytes that lanes, and federations beside them, may take each, where the cohort itself takes fewer
+SMALL = 1 << 27  # bytes that lanes, and federations beside them, may take each, where the cohort itself takes fewer; else a quarter
 BLOCK = 1 << 24  # values of records that may be looked at together; of more, an eighth of this at a time
-SHARE = 0.125  # of a larger cohort
+SHARE = 0.125  # of a larger cohort, where that is more
 # Copies of the parameters that are alive at once, as counted at the widest point of a step:
 _LANE = 6  # start, state, gradient, the optimiser's two moments, and what a backward pass makes anew
 _CLIPPED = 4  # the clipped sum, the same with noise, the noise, and all lanes' sums together
@@ -47,7 +47,7 @@ class Room:
         own = sum(tensor.nbytes for tensor in net.parameters())
         batch = min(local.batch, len(x)) * x.shape[1] * x.element_size()
         lane = own * (_LANE + (_CLIPPED if clips else 0)) + _BATCHES * batch
-        return cls(lane, _FEDERATION * own, own, x.nbytes, SMALL if x.nbytes < SMALL else int(SHARE * x.nbytes))
+        return cls(lane, _FEDERATION * own, own, x.nbytes, SMALL if x.nbytes < SMALL else max(SMALL // 4, int(SHARE * x.nbytes)))
 
     @property
     def lanes(self) -> int:

@@ -218,8 +218,8 @@ class Problem:
         most = HOPELESS * len(self.received)
         if evaluations < FAIR_TRIAL or float(losses.min()) <= most:
             return False
-        best = flat[losses.argmin()].view(1, len(self.labels), len(self.rows))
-        return float(self._each_apart(self.simulate(best, self.weight[None])).clamp(max=1).sum()) > most
+        sent = self.simulate(flat.view(-1, len(self.labels), len(self.rows)), self.weight.expand(len(flat), -1, -1))
+        return float(self._each_apart(sent).clamp(max=1).sum(0).min()) > most
 
     def quiet(self) -> tuple[int, ...]:
         """How many units to take for switched off at each record; none where zeros cannot settle a direction."""

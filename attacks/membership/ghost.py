@@ -77,13 +77,14 @@ class Products:
 class RecordGradients:
     """What a model function's activations say of the gradients of ``records``; many wide ones pass through it a part at a time.
 
-    ``predict`` maps parameters and records [n, F] to outputs [n, K], ``loss`` outputs and labels to losses [n]. Raises ``Skip`` where the
-    model function calls no linear layer on the records.
+    ``predict`` maps parameters and records [n, F] to outputs [n, K], ``loss`` outputs and labels to losses [n]; a record's outputs must not
+    depend on the others. Raises ``Skip`` where the model function calls no linear layer on the records, or calls others for other records.
     """
 
     def __init__(self, predict: Predict, loss: Loss, records: Records) -> None:
         self.predict, self.loss, self.records = predict, loss, records
-        self._found: dict[int, _Call] = {}
+        self._found: dict[int, int | None] = {}  # place among the calls -> width that a linear layer reads, None for a layer norm
+        self._made = 0  # calls of one run
 
     def products(self, params: Params, updates: Sequence[Params]) -> Products:
         """Inner products of updates and records' negative gradients at ``params``."""
@@ -117,26 +118,29 @@ class RecordGradients:
     def first_slopes(self, params: Params, width: int | None = None) -> Tensor:
         """Minus the derivative [n, H] of each record's loss by the output of the first linear layer that reads records (``width`` wide)."""
         leaves = _leaves(params)
-        linear = {index: call for index, call in self._reading(leaves).items() if not call.elementwise}
-        first = [index for index, call in linear.items() if width is None or call.inside.shape[1] == width][:1]
+        linear = {index: read for index, read in self._reading(leaves).items() if read is not None}
+        first = [index for index, read in linear.items() if width is None or read == width][:1]
         if not first:
             raise _no_linear_layer()
         return by_rows(lambda x, y: self._pass(leaves, x, y, first)[1][0], self.records.x, self.records.y, copies=COPIES)
 
-    def _reading(self, leaves: Params) -> dict[int, _Call]:
-        """Which of the model function's calls see records and reach their loss, counted from its first on, as made with two records.
+    def _reading(self, leaves: Params) -> dict[int, int | None]:
+        """Which of the model function's calls see records and reach their loss, counted from its first on, and how wide they read.
 
         Their length follows that of the records. A keyed model also runs layers on its key's points, whose gradients no record has to
         itself, and there may be as many points as records.
         """
+        if not len(self.records):
+            raise Skip("there are no records to ask about")
         if not self._found:
             one, two = ((self.records.x[rows], self.records.y[rows]) for rows in ([0], [0, 0]))
             short, long = _noted(self.predict, leaves, one[0])[1], _noted(self.predict, leaves, two[0])[1]
-            both = enumerate(zip(short, long, strict=True))
+            both, self._made = enumerate(zip(short, long, strict=True)), len(long)
             follow = [index for index, (a, b) in both if (len(a.outside), len(b.outside)) == (1, 2) and b.outside.requires_grad]
             if follow:
                 calls, slopes = self._pass(leaves, *two, follow)
-                self._found = {index: call for index, call, slope in zip(follow, calls, slopes, strict=True) if slope is not None}
+                told = [None if call.elementwise else call.inside.shape[1] for call in calls]
+                self._found = {index: read for index, read, slope in zip(follow, told, slopes, strict=True) if slope is not None}
         if not self._found:
             raise _no_linear_layer()
         return self._found
@@ -144,6 +148,8 @@ class RecordGradients:
     def _pass(self, leaves: Params, x: Tensor, y: Tensor, which: Sequence[int]) -> tuple[list[_Call], list[Tensor]]:
         """Some calls of one run of the model function, and minus the derivative of each record's loss by their outputs (None: no path)."""
         outputs, made = _noted(self.predict, leaves, x)
+        if len(made) != self._made:
+            raise Skip("the model function calls other layers for other records, so its activations cannot be told apart")
         calls = [made[index] for index in which]
         with torch.enable_grad():
             slopes = torch.autograd.grad(self.loss(outputs, y).sum(), [call.outside for call in calls], allow_unused=True)

@@ -79,7 +79,9 @@ def test_small_networks_are_stacked_as_before_and_wide_ones_are_not() -> None:
     assert small.lanes >= 40  # a lane for each of five sites of eight references, in the suites' chunk
     assert small.federations(5, own_pool=False) >= 8
     large = Room.of(torch.nn.Linear(8000, 64), torch.empty(5000, 8000), local, clips=False)
-    assert (large.lanes, large.federations(2, own_pool=False)) == (1, 1), "beside a large cohort, by its size"
+    assert (large.lanes, large.federations(2, own_pool=False)) == (1, 2), "beside a large cohort, by its size"
+    many = Room.of(torch.nn.Linear(765, 64), torch.empty(44_000, 765), local, clips=True)
+    assert many.lanes >= 10, "many narrow records are no reason to train one after the other"
     wide = Room.of(torch.nn.Linear(GENES, 64), torch.empty(900, GENES), local, clips=False)
     assert wide.lanes == 1
     assert wide.federations(5, own_pool=False) == 1
@@ -113,10 +115,13 @@ def trained(stack: Stack) -> list[dict[str, Tensor]]:
     return [one.finals[0] for one in federations(stack)]
 
 
-def test_a_trained_federation_holds_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_federation_holds_no_gradient_and_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("suites.room.SMALL", 1)
     monkeypatch.setattr("suites.room.SHARE", 0.0)  # a lane at a time, which trains the module itself
-    assert all(parameter.grad is None for one in federations(Stack()) for parameter in one.module.parameters())
+    for one in federations(Stack()):
+        for name, parameter in one.module.named_parameters():
+            assert parameter.grad is None
+            assert parameter.data_ptr() == one.finals[0][name].data_ptr(), "no second model"
 
 
 def test_one_federation_after_the_other_gives_what_all_together_give(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,3 +167,21 @@ def test_rounds_without_messages_are_passed_over_and_none_at_all_is_a_skip() -> 
 def test_trainer_is_deterministic() -> None:
     x, y = normal(10, F, seed=0), torch.arange(10) % K
     assert all(torch.equal(a, b) for a, b in zip(train([F, 8, K], x, y, 3, 2).values(), train([F, 8, K], x, y, 3, 2).values()))
+
+
+def test_a_model_that_calls_other_layers_for_other_records_is_refused() -> None:
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(F, K), nn.Linear(K, K)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.first(x)
+            return out if len(x) < 3 else self.second(out)
+
+    module = Moody()
+    params = wire(module)
+    with pytest.raises(Skip, match="other layers"):
+        of_records(module, normal(5, F, seed=1), torch.arange(5) % K).products(params, [params])
+    with pytest.raises(Skip, match="no records"):
+        of_records(module, normal(0, F, seed=1), torch.arange(0)).first_slopes(params)
