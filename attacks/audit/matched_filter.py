@@ -64,7 +64,7 @@ def in_first_layer(seen: Observation, broadcast: Params, update: Params) -> Tens
     """What [n] of each canary's unit gradient d x^T lies in the first layer's update, read where others are silent."""
     x, key = seen.candidates.x, key_to_use(seen)
     delta = update[first_linear(update, known_count(seen.known, "features")).weight]
-    gradients = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates)
+    gradients = RecordGradients.of_candidates(seen, key)
     slopes = gradients.first_slopes(broadcast, delta.shape[1])
     public = principal(seen.auxiliary.x, min(len(seen.auxiliary) // 2, x.shape[1] // 8))
     read: Tensor = ((silent(x, public) @ seen.restore(delta, key).T) * slopes).sum(1) / slopes.norm(dim=1).clamp_min(1e-30)

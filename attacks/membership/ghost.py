@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from attacks.membership.per_record import COPIES
-from suites.contracts import Params, Records, Skip
+from suites.contracts import Observation, Params, Records, Secret, Skip
 from suites.room import by_rows
 
 Predict = Callable[[Params, Tensor], Tensor]  # parameters, records [n, F] -> outputs [n, K]
@@ -86,6 +86,11 @@ class RecordGradients:
         self._found: dict[int, int | None] = {}  # place among the calls -> width that a linear layer reads, None for a layer norm
         self._made = 0  # calls of one run
 
+    @classmethod
+    def of_candidates(cls, seen: Observation, key: Secret | None) -> RecordGradients:
+        """Of the records that an adversary is asked about, through the model as ``key`` makes it."""
+        return cls(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates)
+
     def products(self, params: Params, updates: Sequence[Params]) -> Products:
         """Inner products of updates and records' negative gradients at ``params``."""
         leaves = _leaves(params)
@@ -133,12 +138,12 @@ class RecordGradients:
         if not len(self.records):
             raise Skip("there are no records to ask about")
         if not self._found:
-            one, two = ((self.records.x[rows], self.records.y[rows]) for rows in ([0], [0, 0]))
-            short, long = _noted(self.predict, leaves, one[0])[1], _noted(self.predict, leaves, two[0])[1]
+            x, y = self.records.x[[0, 0]], self.records.y[[0, 0]]
+            short, long = _noted(self.predict, leaves, x[:1])[1], _noted(self.predict, leaves, x)[1]
             both, self._made = enumerate(zip(short, long, strict=True)), len(long)
             follow = [index for index, (a, b) in both if (len(a.outside), len(b.outside)) == (1, 2) and b.outside.requires_grad]
             if follow:
-                calls, slopes = self._pass(leaves, *two, follow)
+                calls, slopes = self._pass(leaves, x, y, follow)
                 told = [None if call.elementwise else call.inside.shape[1] for call in calls]
                 self._found = {index: read for index, read, slope in zip(follow, told, slopes, strict=True) if slope is not None}
         if not self._found:
@@ -162,7 +167,8 @@ class RecordGradients:
         """
         names = {id(tensor): name for name, tensor in leaves.items()}
         one = self.records.x[[0]]
-        before = [_noted(self.predict, leaves, one)[1][index] for index in reading]
+        first = _noted(self.predict, leaves, one)[1]
+        before = [first[index] for index in reading]
         after: list[list[_Call]] = []
         if any(id(t) not in names for call in before for t in (call.weight, call.bias) if t is not None):
             for update in updates:

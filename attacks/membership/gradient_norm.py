@@ -18,6 +18,5 @@ class GradientNorm:
     needs: ClassVar[frozenset[Sees]] = frozenset({"released", "candidates", "predict", "key"})
 
     def run(self, seen: Observation, rng: torch.Generator) -> Guess:
-        key = key_to_use(seen)
-        found = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates).products(seen.released, [])
+        found = RecordGradients.of_candidates(seen, key_to_use(seen)).products(seen.released, [])
         return Guess(-found.record.clamp_min(1e-30).log())

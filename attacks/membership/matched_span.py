@@ -51,7 +51,7 @@ class MatchedSpan:
         if not views:
             raise Skip("no round shows both a broadcast and an update")
         layer = first_linear(next(iter(self.messages(views[0]).values())), width(columns)).weight
-        gradients = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, candidates)
+        gradients = RecordGradients.of_candidates(seen, key)
 
         def delta(update: Params) -> Tensor:
             return restored(seen, update[layer], columns, key)[:, held]

@@ -23,7 +23,7 @@ class RoundWise:
     def by_site(self, seen: Observation) -> tuple[dict[int, Tensor], int]:
         """Each site's signal of every candidate [n], averaged over the rounds, and over how many at most."""
         key = key_to_use(seen)
-        gradients = RecordGradients(lambda params, x: seen.predict(params, x, key), seen.loss, seen.candidates)
+        gradients = RecordGradients.of_candidates(seen, key)
         total: dict[int, Tensor] = {}
         count: dict[int, int] = {}
         for view in seen.rounds:
